@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# Needs make and bash; `make setup` brings the rest.
+
+PYTHON ?= /usr/bin/python3
+VENV   ?= .venv
+# The C tests first: what fails there explains what fails above it.
+NATIVE  = tests/test_native.py
+TESTS  ?= $(NATIVE) $(filter-out $(NATIVE),$(wildcard tests/test_*.py tests/*/test_*.py))
+# make test TESTS=tests/test_cli.py ARGS='-k status -x'
+ARGS   ?=
+
+export PYTHON VENV
+
+# Labs need root. What sudo starts leaves as little as it can in the checkout, which belongs to its
+# user: only build/native-tests.
+ifeq ($(shell id -u),0)
+AS_ROOT =
+else
+AS_ROOT = sudo env PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/mint-hypothesis \
+	PYTEST_ADDOPTS='-p no:cacheprovider'
+endif
+
+MADE = build .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
+
+.PHONY: help setup demo test check format clean
+
+help:
+	@echo 'make setup   install what is missing, build, and put mint into $(VENV)/bin'
+	@echo 'make demo    set up, then show the main job: two Linuxes that talk over shared memory'
+	@echo 'make test    set up, then run all tests (or some: TESTS=FILES, ARGS=OPTIONS)'
+	@echo 'make check   format, lint, strict types, C warnings as errors'
+	@echo 'make format  bring Python and C into the form that make check wants'
+	@echo 'make clean   remove what these made; Debian packages stay'
+
+setup:
+	@bash scripts/setup.sh
+
+demo: setup
+	@$(AS_ROOT) $(VENV)/bin/python -m mint_vni.demo
+
+test: setup
+	@$(AS_ROOT) $(VENV)/bin/python -m pytest $(TESTS) $(ARGS)
+
+check: setup
+	@bash scripts/check.sh
+
+format: setup
+	@bash scripts/format.sh
+
+clean:
+	@# What make test made as root, by sudo, needs root to go.
+	rm -rf $(MADE) 2>/dev/null || $(AS_ROOT) rm -rf $(MADE)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* port_internal.h - what the files of the port share; nobody else includes it. */
+#ifndef MINT_PORT_INTERNAL_H
+#define MINT_PORT_INTERNAL_H
+
+#include "bell.h"
+#include "macs.h"
+#include "pool.h"
+#include "port.h"
+#include "ring.h"
+#include <string.h>
+#include <time.h>
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* struct mint_peer - one other port as this one sees it; private to the process. */
+struct mint_peer {
+    uint32_t index;
+    uint32_t flags;
+    uint64_t mac_key;
+    struct mint_slot *own;        /* in our control region */
+    const struct mint_ctl *ctl;   /* the peer's control region */
+    const struct mint_slot *slot; /* its slot about us */
+    size_t ctl_bytes;
+    int bell;
+
+    struct mint_ring_tx tx; /* layout per-channel */
+    struct mint_ring_rx rx;
+    bool tx_dirty, rx_dirty;       /* listed in port->tx_dirty, port->rx_dirty */
+    uint32_t tx_frames, rx_frames; /* not yet added to the counters */
+    uint64_t tx_bytes, rx_bytes;
+    uint32_t rung_wake; /* the last wake word that we rang for */
+    uint32_t rung_want; /* the last tx_want that we rang for */
+
+    bool waiting, stalled;
+    uint64_t wait_since; /* when the consumer was last seen to make progress, or waiting for it
+                            began; 0: it gave room since */
+    uint64_t wait_mark;  /* its progress then */
+
+    uint32_t spurious;       /* rings without a record since spurious_since */
+    uint64_t spurious_since; /* start of the window they are counted in */
+    uint64_t masked_until;   /* the bell is not listened to before; 0: it is */
+    bool deaf;               /* the bell's other end is gone */
+};
+
+struct mint_port {
+    struct mint_port_config config;
+    uint64_t mac_key;
+    struct mint_ctl *ctl;
+    struct mint_slot *slots; /* our own */
+    size_t ctl_bytes;
+    struct mint_pool_end *pool; /* layout shared, else NULL */
+    int epfd;
+    int control_fd; /* the first that is watched as MINT_EV_CONTROL; -1: none */
+
+    struct mint_peer **peers; /* by index; NULL: none */
+    struct mint_peer **list;  /* those present, without gaps */
+    uint32_t count, bridges, masked, watched;
+    uint32_t rr, rr_left; /* whose turn it is in mint_port_recv() */
+
+    struct mint_peer **tx_dirty, **rx_dirty;
+    uint32_t tx_dirty_count, rx_dirty_count;
+    uint32_t in_done; /* frames settled since the last flush */
+
+    struct mint_peer *waiting; /* whom the sender waits for, or NULL */
+    uint32_t wake;             /* our wake word */
+    bool shares_core;          /* with those whose frames are waited for */
+    uint64_t activity;         /* frames seen in either direction */
+    uint64_t spun_at;          /* activity when the last spin began */
+    uint64_t spin_ns;          /* how long to spin before sleeping now, 0 .. poll_us */
+    uint64_t cached_key;       /* the last look-up */
+    int cached_dst;
+    struct mint_macs macs;
+};
+
+static inline void bump(mint_a64 *counter, uint64_t by)
+{
+    store_relaxed(counter, load_relaxed(counter) + by); /* one writer: us */
+}
+
+static inline void bump_port(struct mint_port *port, enum mint_port_counter c, uint64_t by)
+{
+    bump(&port->ctl->counter[c], by);
+}
+
+static inline uint64_t now_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/* Whether a frame sent to the peer now could ever arrive. */
+static inline bool peer_up(const struct mint_port *port, const struct mint_peer *peer)
+{
+    if (port->pool)
+        return MINT_END_STATE(load_relaxed(&peer->slot->rx_end)) != MINT_END_CLOSED;
+    return mint_ring_tx_up(&peer->tx);
+}
+
+/* How far the peer's receiving has got, in a unit of the layout's own. */
+static inline uint64_t peer_progress(const struct mint_port *port, const struct mint_peer *peer)
+{
+    if (port->pool)
+        return mint_pool_progress(port->pool, peer->index);
+    return load_acquire(&peer->slot->tail) ^
+           ((uint64_t)MINT_END_GEN(load_acquire(&peer->slot->rx_end)) << 40);
+}
+
+/* Whether mint_port_recv() would find something to do for this peer. */
+static inline bool peer_pending(const struct mint_port *port, const struct mint_peer *peer)
+{
+    return port->pool ? mint_pool_pending(port->pool) : mint_ring_rx_pending(&peer->rx);
+}
+
+void mint_port_unmask(struct mint_port *port, struct mint_peer *peer);
+
+/* Move what the rings counted themselves into the shared counters. */
+void mint_port_settle_tx(struct mint_peer *peer);
+void mint_port_settle_rx(struct mint_peer *peer);
+
+#endif

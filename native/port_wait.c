@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * port_wait.c - sleeping.
+ *
+ *   receiver (here)                     sender (port_tx.c)
+ *   wake = odd                          head = new           (publish)
+ *   full fence                          full fence
+ *   anything published? then stay up    wake odd, and not rung for? then ring
+ *   epoll_wait()
+ *   wake = even
+ *
+ * Whichever of the two fences comes first in their single total order, one side sees the other's
+ * store: no wake-up is lost. Each odd value is used once, so a sender that has rung for it knows
+ * that a wake-up is on its way and does not ring again, however long the waking takes.
+ *
+ * A doorbell that rings without a record, more often than a race explains, is not listened to for
+ * a while (masked); its channel is then looked at by timer.
+ */
+#include "port_internal.h"
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/epoll.h>
+
+#define EVENTS_MAX 64
+#define WATCH_TAG (1ull << 32)        /* epoll data of a watched descriptor */
+#define STORM_RINGS 64u               /* rings for nothing ... */
+#define STORM_NS (10ull * 1000000ull) /* ... within this time are a storm */
+#define MASK_NS (10ull * 1000000ull)  /* how long a storm masks the doorbell */
+#define POLL_SYSCALL_EVERY 16u        /* spins between two looks at the watched descriptors */
+#define SPIN_PAUSES_MAX 16u           /* longest pause between two looks at shared memory */
+#define YIELDS_PER_LOOK 4u            /* yields between two looks at the watched descriptors */
+#define SOMEBODY_RAN_NS 2000u         /* a yield that takes longer gave the core to somebody */
+#define SPIN_LEAST_NS 2000u           /* shortest spin worth its while */
+
+int mint_port_watch(struct mint_port *port, int fd, uint32_t event)
+{
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = WATCH_TAG | event};
+
+    if (epoll_ctl(port->epfd, EPOLL_CTL_ADD, fd, &ev) < 0)
+        return -errno;
+    if (event == MINT_EV_CONTROL && port->control_fd < 0)
+        port->control_fd = fd;
+    port->watched++;
+    return 0;
+}
+
+int mint_port_unwatch(struct mint_port *port, int fd)
+{
+    if (epoll_ctl(port->epfd, EPOLL_CTL_DEL, fd, NULL) < 0)
+        return -errno;
+    if (port->control_fd == fd)
+        port->control_fd = -1;
+    port->watched--;
+    return 0;
+}
+
+int mint_port_fd(const struct mint_port *port)
+{
+    return port->epfd;
+}
+
+/* Whether there is a reason not to sleep. */
+static bool pending(const struct mint_port *port)
+{
+    const struct mint_peer *w = port->waiting;
+
+    if (w && (peer_progress(port, w) != w->wait_mark || !peer_up(port, w)))
+        return true;
+    if (port->pool)
+        return mint_pool_pending(port->pool);
+    for (uint32_t i = 0; i < port->count; i++)
+        if (mint_ring_rx_pending(&port->list[i]->rx))
+            return true;
+    return false;
+}
+
+static void mask(struct mint_port *port, struct mint_peer *peer, uint64_t now)
+{
+    epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
+    bump(&peer->own->rx_counter[MINT_RX_MASKED], 1);
+    peer->masked_until = now + MASK_NS;
+    port->masked++;
+}
+
+void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
+{
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = peer->index};
+
+    peer->masked_until = 0;
+    port->masked--;
+    mint_bell_drain(peer->bell);
+    epoll_ctl(port->epfd, EPOLL_CTL_ADD, peer->bell, &ev);
+}
+
+/* Whether a ring may be about the room that is waited for; in a pool anybody may have given it. */
+static bool room_may_be(const struct mint_port *port, const struct mint_peer *waiting)
+{
+    return port->pool || peer_progress(port, waiting) != waiting->wait_mark;
+}
+
+/* A doorbell rang: take the ring, and judge whether it was worth it. */
+static void rang(struct mint_port *port, struct mint_peer *peer)
+{
+    uint64_t now;
+
+    if (!mint_bell_drain(peer->bell)) {
+        epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
+        peer->deaf = true;
+        return;
+    }
+    if (peer_pending(port, peer) || (port->waiting && room_may_be(port, port->waiting)))
+        return;
+    bump(&peer->own->rx_counter[MINT_RX_SPURIOUS], 1);
+    now = now_ns();
+    if (now - peer->spurious_since > STORM_NS) {
+        peer->spurious_since = now;
+        peer->spurious = 0;
+    }
+    if (++peer->spurious >= STORM_RINGS)
+        mask(port, peer, now);
+}
+
+static void unmask_due(struct mint_port *port)
+{
+    uint64_t now = now_ns();
+
+    for (uint32_t i = 0; i < port->count; i++)
+        if (port->list[i]->masked_until && now >= port->list[i]->masked_until)
+            mint_port_unmask(port, port->list[i]);
+}
+
+static uint32_t dispatch(struct mint_port *port, const struct epoll_event *ev, int n)
+{
+    uint32_t events = 0;
+
+    for (int i = 0; i < n; i++) {
+        uint64_t tag = ev[i].data.u64;
+        struct mint_peer *peer;
+
+        if (tag & WATCH_TAG) {
+            events |= (uint32_t)tag;
+            continue;
+        }
+        peer = tag < port->config.slots ? port->peers[tag] : NULL;
+        if (peer && !peer->masked_until && !peer->deaf)
+            rang(port, peer);
+        events |= MINT_EV_BELL;
+    }
+    return events;
+}
+
+/* Sleep in the kernel for at most `timeout_ns` (negative: no limit). */
+static int kernel_wait(struct mint_port *port, int64_t timeout_ns)
+{
+    struct epoll_event ev[EVENTS_MAX];
+    struct timespec ts = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    int n = epoll_pwait2(port->epfd, ev, EVENTS_MAX, timeout_ns < 0 ? NULL : &ts, NULL);
+
+    if (n < 0)
+        return -errno;
+    return (int)dispatch(port, ev, n);
+}
+
+/* Wait a little longer each time, so that the word looked at is not torn from its writer's cache. */
+static void back_off(uint32_t *pauses)
+{
+    for (uint32_t i = 0; i < *pauses; i++)
+        cpu_relax();
+    if (*pauses < SPIN_PAUSES_MAX)
+        *pauses *= 2;
+}
+
+/*
+ * Spin where the core is shared with the applications whose frames are waited for: keeping it
+ * would keep them from making any. Let them run, and look again when the core comes back; then
+ * there is likely a batch of frames where waking for each would have found one.
+ */
+static int spin_yielding(struct mint_port *port, uint64_t span)
+{
+    uint64_t now = now_ns(), before, spun = 0;
+    int events = 0;
+
+    for (uint32_t i = 1; !events && spun < span; i++) {
+        if (pending(port))
+            return (int)MINT_EV_BELL;
+        if (i % YIELDS_PER_LOOK == 0)
+            events = kernel_wait(port, 0);
+        before = now;
+        sched_yield();
+        now = now_ns();
+        if (now - before > SOMEBODY_RAN_NS)
+            return (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
+        spun += now - before;
+    }
+    return events;
+}
+
+/* Spin for the current span at most. Return: events, 0 when nothing came. */
+static int spin(struct mint_port *port, int64_t timeout_ns)
+{
+    uint64_t start = now_ns(), now = start, span = port->spin_ns;
+    uint32_t pauses = 1;
+    int events = 0;
+
+    if (timeout_ns >= 0 && (uint64_t)timeout_ns < span)
+        span = (uint64_t)timeout_ns;
+    if (port->shares_core)
+        return spin_yielding(port, span);
+    for (uint32_t i = 0; now - start < span; i++) {
+        if (pending(port)) {
+            events = MINT_EV_BELL;
+            break;
+        }
+        if (port->watched && i % POLL_SYSCALL_EVERY == POLL_SYSCALL_EVERY - 1) {
+            events = kernel_wait(port, 0);
+            if (events)
+                break;
+        }
+        back_off(&pauses);
+        now = now_ns();
+    }
+    bump_port(port, MINT_PORT_POLL_NS, now - start);
+    if (events > 0)
+        bump_port(port, MINT_PORT_POLL_HITS, 1);
+    return events;
+}
+
+/*
+ * Adapt the span to what spinning would have been good for: a sleep shorter than poll_us could
+ * have been spared by a longer spin, a longer one could not have been.
+ */
+static void adapt(struct mint_port *port, uint64_t slept_ns)
+{
+    uint64_t most = (uint64_t)port->config.poll_us * 1000u;
+
+    if (slept_ns > most)
+        port->spin_ns = port->spin_ns / 2 >= SPIN_LEAST_NS ? port->spin_ns / 2 : 0;
+    else if (port->spin_ns < SPIN_LEAST_NS)
+        port->spin_ns = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
+    else
+        port->spin_ns = port->spin_ns * 2 < most ? port->spin_ns * 2 : most;
+}
+
+bool mint_port_spin_room(struct mint_port *port, uint32_t index)
+{
+    const struct mint_peer *peer = port->peers[index];
+    uint64_t start = now_ns(), now = start, span = (uint64_t)port->config.poll_us * 1000u;
+    uint64_t mark = peer_progress(port, peer);
+    uint32_t pauses = 1;
+    bool moved = false;
+
+    while (!moved && now - start < span) {
+        back_off(&pauses);
+        now = now_ns();
+        moved = peer_progress(port, peer) != mark;
+    }
+    if (span)
+        bump_port(port, MINT_PORT_POLL_NS, now - start);
+    return moved;
+}
+
+void mint_port_share_core(struct mint_port *port)
+{
+    port->shares_core = true;
+}
+
+void mint_port_arm(struct mint_port *port)
+{
+    port->wake += 1;
+    store_relaxed(&port->ctl->wake, port->wake); /* odd: asleep */
+    full_fence(); /* pairs with the one in mint_port_flush(): announced before the last look */
+}
+
+void mint_port_disarm(struct mint_port *port)
+{
+    port->wake += 1;
+    store_relaxed(&port->ctl->wake, port->wake); /* even: awake; a late ring does no harm */
+}
+
+static void count_wake(struct mint_port *port, int events)
+{
+    bump_port(port, MINT_PORT_SLEEPS, 1);
+    if (events == 0)
+        bump_port(port, MINT_PORT_WAKES_TIMER, 1);
+    else if (events > 0 && ((uint32_t)events & MINT_EV_DEVICE))
+        bump_port(port, MINT_PORT_WAKES_DEVICE, 1);
+    else if (events > 0 && ((uint32_t)events & MINT_EV_BELL))
+        bump_port(port, MINT_PORT_WAKES_BELL, 1);
+}
+
+/* Announce the sleep, look once more, sleep. */
+static int sleep_until(struct mint_port *port, int64_t timeout_ns)
+{
+    int events;
+
+    if (port->pool)
+        mint_pool_publish(port->pool); /* gives back what was taken ahead: others may need it */
+    mint_port_arm(port);
+    if (pending(port)) {
+        mint_port_disarm(port);
+        return (int)MINT_EV_BELL;
+    }
+    events = kernel_wait(port, timeout_ns);
+    mint_port_disarm(port);
+    count_wake(port, events);
+    return events;
+}
+
+int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
+{
+    bool adaptive = port->config.poll_us && timeout_ns != 0;
+    uint64_t slept = 0;
+    int events;
+
+    if (adaptive && port->spin_ns) {
+        if (port->activity == port->spun_at)
+            adapt(port, UINT64_MAX); /* the last spin ended for nothing */
+        port->spun_at = port->activity;
+        events = port->spin_ns ? spin(port, timeout_ns) : 0;
+        if (events)
+            return events;
+    }
+    if (port->masked && (timeout_ns < 0 || (uint64_t)timeout_ns > MASK_NS))
+        timeout_ns = (int64_t)MASK_NS;
+    if (adaptive)
+        slept = now_ns();
+    events = sleep_until(port, timeout_ns);
+    if (adaptive)
+        adapt(port, now_ns() - slept);
+    if (port->masked)
+        unmask_due(port);
+    return events == 0 ? (int)MINT_EV_TIMER : events;
+}
+
+/* Sleep until the bell of `peer`, or control, wants attention. Return: 0 or -EINTR. */
+static int wait_bell(struct mint_port *port, struct mint_peer *peer, uint64_t timeout_ns)
+{
+    bool silent = peer->deaf || peer->masked_until;
+    struct pollfd p[2] = {
+        {.fd = port->control_fd, .events = POLLIN}, /* -1 is passed over */
+        {.fd = peer->bell, .events = POLLIN},
+    };
+
+    if (silent && timeout_ns > MASK_NS)
+        timeout_ns = MASK_NS; /* it will not ring: look again soon */
+    struct timespec ts = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                          .tv_nsec = (long)(timeout_ns % 1000000000u)};
+
+    if (ppoll(p, silent ? 1 : 2, &ts, NULL) < 0)
+        return errno == EINTR ? -EINTR : 0;
+    /* Rings taken here announce room, or frames that the next mint_port_recv() will find. */
+    if (p[1].revents)
+        rang(port, peer);
+    return p[0].revents ? -EINTR : 0;
+}
+
+int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout_ns)
+{
+    int events;
+
+    if (port->masked)
+        unmask_due(port);
+    if (!port->pool)
+        return wait_bell(port, port->peers[index], timeout_ns);
+    if (timeout_ns > (port->masked ? MASK_NS : INT64_MAX))
+        timeout_ns = port->masked ? MASK_NS : INT64_MAX;
+    events = kernel_wait(port, (int64_t)timeout_ns);
+    return events == -EINTR || (events > 0 && ((uint32_t)events & MINT_EV_CONTROL)) ? -EINTR : 0;
+}

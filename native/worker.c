@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * worker.c - the process that serves one node's port: mint-worker.
+ *
+ * Theory of operation
+ *
+ * The supervisor executes it with a listening socket as descriptor 3 and its log as descriptor 2.
+ * It is told what to serve over that socket (control.h), drops its privileges with the first
+ * message and then moves frames between the node's device and the fabric until told to stop:
+ *
+ *   loop:  device -> channels   (a bounded batch)
+ *          channels -> device   (a bounded batch)
+ *          nothing to do: spin for poll_us, then sleep until a doorbell, the device, the
+ *          supervisor or a time-out
+ *
+ * It outlives the supervisor: when the connection ends it goes on, and listens for the next one,
+ * which it gives everything that it holds. Everything else that it must remember lies in its
+ * control region, where its successor finds it after a crash.
+ *
+ * It trusts the supervisor, and nobody else: see port.c.
+ */
+#include "worker.h"
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LISTEN_FD 3
+#define SLICE_NS 100000u /* the least that the kernel takes */
+#define LOG_BURST 20u    /* lines a second; a peer can cause some of them */
+
+void mint_log(const char *fmt, ...)
+{
+    static time_t second;
+    static unsigned lines, left_out;
+    char line[512];
+    time_t now = time(NULL);
+    va_list ap;
+    int n;
+
+    if (now != second) {
+        if (left_out)
+            dprintf(STDERR_FILENO, "mint-worker: %u lines left out\n", left_out);
+        second = now;
+        lines = left_out = 0;
+    }
+    if (lines++ >= LOG_BURST) {
+        left_out++;
+        return;
+    }
+    va_start(ap, fmt);
+    n = vsnprintf(line, sizeof(line), fmt, ap);
+    va_end(ap);
+    if (n > 0)
+        dprintf(STDERR_FILENO, "mint-worker: %s\n", line);
+}
+
+/* Before OPEN there is no port to sleep in: wait for the supervisor alone. */
+static void serve_until_open(struct mint_worker *w)
+{
+    while (!w->port && !w->stop)
+        mint_control_serve(w);
+}
+
+static void run(struct mint_worker *w)
+{
+    while (!w->stop) {
+        bool busy = mint_tap_in(w);
+        int events;
+
+        busy |= mint_tap_out(w);
+        if (busy) {
+            /* Let the node's applications take what they got before there is more: a socket holds
+             * some ninety frames, and what is written beyond them is lost. */
+            sched_yield();
+            continue;
+        }
+        events = mint_port_wait(w->port, mint_tap_timeout(w));
+        if (events > 0 && ((uint32_t)events & MINT_EV_CONTROL))
+            mint_control_serve(w);
+    }
+}
+
+/*
+ * Ask for short turns: a task with a shorter slice is let in earlier when it wakes, and gives the
+ * core back earlier (EEVDF, Linux 6.12). The node's applications share the core with this worker;
+ * without it they may hold frames up for milliseconds. Older kernels say no, which does no harm.
+ */
+static void ask_short_slice(void)
+{
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } attr = {.size = sizeof(attr), .policy = SCHED_OTHER, .runtime = SLICE_NS};
+
+    attr.nice = getpriority(PRIO_PROCESS, 0);
+    syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
+int main(void)
+{
+    static struct mint_worker w; /* zero, and too large for the stack */
+
+    prctl(PR_SET_NAME, "mint-worker");
+    w.listen_fd = LISTEN_FD;
+    w.control_fd = -1;
+    w.tap.fd = -1;
+    w.open_fds[0] = w.open_fds[1] = -1;
+    w.owner_uid = getuid();
+    ask_short_slice();
+    mint_control_accept(&w); /* blocks: the supervisor connects at once */
+    if (w.control_fd < 0) {
+        mint_log("no supervisor: descriptor %d is not a listening socket", LISTEN_FD);
+        return EXIT_FAILURE;
+    }
+    serve_until_open(&w);
+    if (!w.stop && mint_control_watch(&w) < 0)
+        return EXIT_FAILURE;
+    if (w.port)
+        mint_port_share_core(w.port);
+    run(&w);
+    mint_port_close(w.port);
+    return EXIT_SUCCESS;
+}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unmodified iperf3 between two places, each given as the command line that leads there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mint_vni.errors import NodeError, PlatformError
+
+#: Makes of a program's arguments a command line that runs it in some place.
+Place = Callable[[Sequence[str]], list[str]]
+
+_START_S = 5.0
+UDP_PAYLOAD = 1472  # bytes: with UDP, IPv4 and Ethernet headers a 1514-byte frame, 1500 of IP
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one iperf3 run measured.
+
+    Attributes:
+        gbps: received, gigabits of payload a second.
+        sent_gbps: sent.
+        bytes: of payload received.
+        retransmits: TCP segments sent again.
+        loss_percent: UDP datagrams that did not arrive.
+    """
+
+    gbps: float
+    sent_gbps: float
+    bytes: int
+    retransmits: int
+    loss_percent: float
+
+
+def measure(
+    server: Place,
+    client: Place,
+    address: str,
+    *,
+    seconds: float,
+    udp: bool = False,
+    options: Sequence[str] = (),
+) -> Flow:
+    """Run iperf3 once.
+
+    Args:
+        server: where the side runs that receives.
+        client: where the side runs that sends.
+        address: the server's.
+        seconds: how long the client sends.
+        udp: datagrams of 1472 bytes as fast as they can be sent, instead of TCP.
+        options: further options of the client.
+
+    Raises:
+        PlatformError: iperf3 is not installed.
+        NodeError: iperf3 failed; with what it said.
+    """
+    asked = ["iperf3", "-4", "-c", address, "-t", f"{seconds:g}", "-J", *options]
+    if udp:
+        asked += ["-u", "-b", "0", "-l", str(UDP_PAYLOAD)]
+    try:
+        serving = subprocess.Popen(
+            server(["iperf3", "-4", "-s", "-1"]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError as error:
+        raise PlatformError(f"{error.filename} is not installed; see: mint doctor") from None
+    try:
+        return _parse(_ask(client(asked), serving, seconds + 20.0), udp)
+    finally:
+        serving.terminate()
+        serving.wait(10)
+
+
+def _ask(argv: list[str], serving: subprocess.Popen[bytes], limit: float) -> dict[str, Any]:
+    """Run the client; while the server is not listening yet, again."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            answer = {"error": done.stderr.strip() or "iperf3 said nothing"}
+        error = str(answer.get("error", ""))
+        if not error:
+            return answer
+        early = "refused" in error or "unable to connect" in error
+        if not early or time.monotonic() > deadline or serving.poll() is not None:
+            raise NodeError(f"iperf3: {error}")
+        time.sleep(0.02)
+
+
+def _parse(answer: dict[str, Any], udp: bool) -> Flow:
+    end = answer["end"]
+    if not udp:
+        got, sent = end["sum_received"], end["sum_sent"]
+        return Flow(
+            got["bits_per_second"] / 1e9,
+            sent["bits_per_second"] / 1e9,
+            got["bytes"],
+            sent.get("retransmits", 0),
+            0.0,
+        )
+    total = end["sum"]
+    loss = float(total["lost_percent"])
+    sent_gbps = total["bits_per_second"] / 1e9
+    got = end.get("sum_received")
+    if got and got.get("bytes"):
+        return Flow(got["bits_per_second"] / 1e9, sent_gbps, got["bytes"], 0, loss)
+    share = 1 - loss / 100  # iperf3 before 3.13: only what was sent, and how much of it was lost
+    return Flow(sent_gbps * share, sent_gbps, int(total["bytes"] * share), 0, loss)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``mint gc``: remove what a crashed run recorded as its own, and nothing else.
+
+A lab is garbage when no supervisor answers for it and it cannot be adopted. What is removed is what
+its journal names: processes by pid *and* start time, control groups by path and only if they carry
+the lab's id, then the lab's directory. Everything else it had vanished with its processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from mint_vni.errors import MintError
+from mint_vni.lab import journal, paths
+from mint_vni.lab.client import Client, is_served, require_root
+from mint_vni.lab.process import Process
+from mint_vni.nodes import undo
+
+_GIVE_UP_S = 10.0
+_ORDER = ("node", "process", "cgroup", "cgroup-control")
+
+
+@dataclass
+class Cleared:
+    """What was done about one lab.
+
+    Attributes:
+        lab: its name.
+        state: ``running``, ``adopted`` (its supervisor had died; it has a new one), ``removed``,
+            ``garbage`` (dry run) or ``failed``.
+        entries: what its journal names.
+        problems: what could not be removed, one sentence each.
+    """
+
+    lab: str
+    state: str
+    entries: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``mint gc --json``."""
+        return dict(vars(self))
+
+
+def collect(*, dry_run: bool = False) -> list[Cleared]:
+    """Look at every lab recorded on this machine and clear those that are garbage.
+
+    Args:
+        dry_run: only tell.
+    """
+    require_root()
+    cleared = [_collect_one(name, dry_run) for name in paths.lab_names()]
+    if not dry_run:
+        _remove_unclaimed()
+    return cleared
+
+
+def _collect_one(name: str, dry_run: bool) -> Cleared:
+    if is_served(name):
+        return Cleared(name, "running")
+    entries = journal.read(paths.lab_dir(name) / "journal")
+    described = [_describe(entry) for entry in entries if entry["kind"] in _ORDER]
+    if not dry_run and _adopted(name):
+        return Cleared(name, "adopted")
+    if dry_run:
+        return Cleared(name, "garbage", described)
+    if not _claim(name):
+        return Cleared(name, "running")  # it is just being started
+    problems = _undo_all(entries)
+    if not problems:
+        shutil.rmtree(paths.lab_dir(name), ignore_errors=True)
+    return Cleared(name, "failed" if problems else "removed", described, problems)
+
+
+def _claim(name: str) -> bool:
+    """Keep others from adopting what is being removed; the lock goes with this process."""
+    fd = os.open(paths.lab_dir(name) / "adopt.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True
+
+
+def _adopted(name: str) -> bool:
+    try:
+        Client(name).close()
+    except MintError:
+        return False
+    return True
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    details = {key: value for key, value in entry.items() if key != "kind"}
+    what = details.get("what") or details.get("path") or details.get("name") or ""
+    pid = f" pid {details['pid']}" if "pid" in details else ""
+    return f"{entry['kind']} {what}{pid}".strip()
+
+
+def _undo_all(entries: list[dict[str, Any]]) -> list[str]:
+    """Undo a journal's entries; what could not be undone."""
+    lab = next((entry for entry in entries if entry["kind"] == "lab"), None)
+    if lab is None:
+        return []  # it died before it made anything
+    same_boot = lab.get("boot") == journal.boot_id()
+    deadline = time.monotonic() + _GIVE_UP_S
+    problems = []
+    for kind in _ORDER:
+        for entry in entries:
+            if entry["kind"] != kind or (not same_boot and kind in ("node", "process")):
+                continue
+            try:
+                _undo(kind, entry, str(lab["id"]), deadline)
+            except (MintError, OSError, KeyError) as error:
+                problems.append(f"{_describe(entry)}: {error}")
+    return problems
+
+
+def _undo(kind: str, entry: dict[str, Any], lab_id: str, deadline: float) -> None:
+    if kind == "process":
+        process = Process(int(entry["pid"]), int(entry["start"]))
+        if not process.kill(deadline):
+            raise OSError(f"process {process.pid} does not end")
+    else:
+        undo(kind, entry, lab_id, deadline)
+
+
+def _remove_unclaimed() -> None:
+    """Directories of runs that died before their journal's first line; then the empty rest."""
+    if not paths.RUN_DIR.is_dir():
+        return
+    for path in paths.RUN_DIR.iterdir():
+        old = time.time() - path.stat().st_mtime > _GIVE_UP_S
+        if path.is_dir() and old and not (path / "journal").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    try:
+        paths.RUN_DIR.rmdir()
+    except OSError:
+        pass  # labs are up

@@ -1,0 +1,472 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor does with its lab: bring it up, keep it up, change it, take it down.
+
+Theory of operation: everything here runs in the supervisor's event loop; what blocks (starting a
+node, talking to a worker) runs in threads. The order of things, and why:
+
+up      regions first, then nodes and their workers side by side, then the channels, for a worker
+        is told of a peer only once both control regions exist; ready when every node's sshd
+        answers.
+crash   a dead worker is replaced at once: the new one gets the same regions, doorbells and TAP
+        (this process holds duplicates of them all) and goes on where the old one stopped.
+down    workers, nodes, then names on the host; every step is tried, whatever failed before it.
+
+Regions belong to the users of the ports' workers; see `mint_vni.fabric.regions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mint_vni.errors import FabricError, LabStateError, MintError, NodeError
+from mint_vni.fabric.config import PortSpec
+from mint_vni.fabric.counters import ControlView
+from mint_vni.fabric.fabric import default_mac
+from mint_vni.fabric.regions import Regions
+from mint_vni.lab import paths, wire
+from mint_vni.lab.journal import Journal
+from mint_vni.lab.member import Member, channel_status, node_spec, worker_uid
+from mint_vni.lab.plan import LabPlan, NodePlan
+from mint_vni.lab.process import Process
+from mint_vni.lab.worker import Worker
+from mint_vni.nodes import KINDS, NodeContext, SshMaterial
+
+T = TypeVar("T")
+
+READY_S = 30.0  # a node that is not ready after so long has failed
+STOP_S = 10.0
+_BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often it died lately
+_LATELY_S = 5.0
+_LOG_BYTES = 256 * 1024  # of a worker's log, from its end
+
+
+def log(text: str) -> None:
+    """One line to the supervisor's log."""
+    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
+    sys.stderr.flush()
+
+
+class Engine:
+    """The lab."""
+
+    def __init__(self, plan: LabPlan, directory: Path, lab_id: str, journal: Journal) -> None:
+        """Nothing is made yet."""
+        self.plan = plan
+        self.directory = directory
+        self.lab_id = lab_id
+        self.journal = journal
+        self.state = "starting"
+        self.since = datetime.now(UTC).isoformat(timespec="seconds")
+        self.adoptions = 0
+        self.regions = Regions(plan.layout, plan.slots, plan.channel_bytes)
+        self.members: dict[int, Member] = {}
+        self._changing = asyncio.Lock()  # one change of the set of ports at a time
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- helpers --------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of each payload region; 0 where there are none."""
+        return self.plan.channel_bytes if self.plan.layout == "per-channel" else 0
+
+    def by_name(self, name: str) -> Member:
+        """The port of this name."""
+        for member in self.members.values():
+            if member.name == name:
+                return member
+        names = ", ".join(m.name for m in self.members.values())
+        raise LabStateError(f"lab {self.plan.name} has no node {name}; it has {names}")
+
+    def _others(self, member: Member) -> list[Member]:
+        return [m for m in self.members.values() if m is not member]
+
+    def context(self, node: NodePlan, ssh: SshMaterial) -> NodeContext:
+        """What a node is given."""
+        state_dir = self.directory / "nodes" / node.name
+        state_dir.mkdir(mode=0o700, exist_ok=True)
+        return NodeContext(
+            lab=self.plan.name,
+            lab_id=self.lab_id,
+            hosts=self.plan.hosts,
+            state_dir=state_dir,
+            ssh=ssh,
+            journal=self.journal.write,
+            checkpoint=self._checkpoint,
+        )
+
+    def _checkpoint(self, _step: str) -> None:
+        """Between the steps of a node's start: give up when the lab is being taken down."""
+        if self.state == "stopping":
+            raise NodeError(f"lab {self.plan.name}: interrupted before the nodes were started")
+
+    def abort(self) -> None:
+        """Make an :meth:`up` that runs fail soon; :meth:`down` is to follow it."""
+        self.state = "stopping"
+        for member in self.members.values():
+            if member.node and member.node.pid:
+                Process(member.node.pid, member.node.start_time).kill(time.monotonic() + STOP_S)
+
+    def ssh_material(self) -> SshMaterial:
+        """The lab's keys, generated or not."""
+        return SshMaterial(
+            directory=self.directory / "ssh",
+            lab=self.plan.name,
+            nodes=tuple(node.name for node in self.plan.nodes),
+            hosts=self.plan.hosts,
+            mode="mesh" if self.plan.ssh == "mesh" else "host-only",
+        )
+
+    def save(self) -> None:
+        """Write down what a supervisor after this one needs to know."""
+        members = self.members.values()
+        paths.write_json(
+            self.directory / "state.json",
+            {
+                "id": self.lab_id,
+                "since": self.since,
+                "state": self.state,
+                "adoptions": self.adoptions,
+                "supervisor": os.getpid(),
+                "nodes": {m.name: m.node.describe() for m in members if m.node and m.node.pid},
+                "workers": {
+                    m.name: {"pid": m.worker.process.pid, "start": m.worker.process.start}
+                    for m in members
+                    if m.worker and m.worker.process
+                },
+            },
+        )
+
+    # -- up -------------------------------------------------------------------------------------
+
+    async def up(self, progress: Callable[[str], None]) -> None:
+        """Make everything; returns when every node is ready.
+
+        Raises:
+            MintError: something failed; call :meth:`down` to undo the rest.
+        """
+        ssh = self.ssh_material()
+        keys = asyncio.create_task(asyncio.to_thread(ssh.generate))
+        try:
+            for node in self.plan.nodes:
+                self._add_node(node)
+        except OSError as error:
+            await keys
+            raise FabricError(
+                f"lab {self.plan.name}: packet buffers: {error.strerror}; use fewer nodes, smaller"
+                " channels, or raise the limits of descriptors and memory"
+            ) from None
+        await keys
+        members = list(self.members.values())
+        progress(f"starting {len(members)} nodes")
+        await _all(self._start_node(m, ssh) for m in members)
+        progress("joining them over shared memory")
+        await _all(asyncio.to_thread(self._join, m, self._others(m)) for m in members)
+        for member in members:
+            member.state = "up"
+        progress("waiting until every node answers")
+        deadline = time.monotonic() + READY_S
+        await _all(asyncio.to_thread(_node(m).wait_ready, deadline) for m in members)
+        self.state = "ready"
+        self.save()
+
+    def _add_node(self, node: NodePlan) -> None:
+        uid = worker_uid(self.lab_id, node.index)
+        self._add_member(Member(node_spec(self.plan, node), uid))
+
+    def _add_member(self, member: Member) -> None:
+        index = member.spec.index
+        self.regions.add_port(index, member.uid if os.geteuid() == 0 else None)
+        member.view = ControlView(self.regions.control[index], self.regions.slots)
+        self.members[index] = member
+
+    async def _start_node(self, member: Member, ssh: SshMaterial) -> None:
+        plan = self.plan.nodes[member.spec.index]
+        node = KINDS[plan.kind](plan, self.context(plan, ssh))
+        member.node = node
+        await asyncio.to_thread(node.start)
+        member.worker = self.new_worker(member.name)
+        await asyncio.to_thread(self._start_worker, member)
+        self.watch(member)
+
+    def new_worker(self, name: str) -> Worker:
+        """A worker for this node; nothing is started."""
+        log_path = self.directory / "log" / f"{name}.worker.log"
+        return Worker(name, self.directory / f"w-{name}.sock", log_path)
+
+    def _start_worker(self, member: Member) -> None:
+        """Start a member's worker and give it its port and its device."""
+        worker, node = member.worker, _node(member)
+        assert worker is not None and node.tap_fd is not None
+        process = worker.start()
+        self.journal.write(
+            "process", {"pid": process.pid, "start": process.start, "what": f"worker {member.name}"}
+        )
+        member.last_start = time.monotonic()
+        for path in node.worker_cgroup_join():
+            Path(path).write_text(str(process.pid))
+        spec, slots = member.spec, self.regions.slots
+        opening = wire.open_message(spec, slots, self.regions.layout_code, member.uid, member.uid)
+        _request(worker, opening, self.regions.open_fds(spec.index))
+        worker.request(wire.tap_message(node.plan.offload), [node.tap_fd])
+
+    def _join(self, member: Member, others: Iterable[Member]) -> None:
+        """Tell a member's worker of its peers."""
+        worker = member.worker
+        assert worker is not None
+        for other in others:
+            data = wire.add_peer_message(other.spec, self.capacity)
+            _request(worker, data, self.regions.peer_fds(member.spec.index, other.spec.index))
+
+    # -- crashes --------------------------------------------------------------------------------
+
+    def watch(self, member: Member) -> None:
+        """Have a member's worker replaced when it dies."""
+        assert member.worker is not None and member.worker.process is not None
+        process, loop = member.worker.process, asyncio.get_running_loop()
+        fd = process.pidfd()
+        if fd is None:
+            self._worker_died(member, process)
+            return
+
+        def ended() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            self._worker_died(member, process)
+
+        loop.add_reader(fd, ended)
+
+    def _worker_died(self, member: Member, process: Process) -> None:
+        process.reap()
+        if self.state == "stopping" or member.spec.index not in self.members:
+            return
+        log(f"worker of {member.name} (pid {process.pid}) died")
+        member.state = "restarting"
+        self.spawn(self._replace_worker(member))
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Run something besides; its errors go to the log."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except (MintError, OSError) as error:
+                log(f"error: {error}")
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace_worker(self, member: Member) -> None:
+        lately = time.monotonic() - member.last_start < _LATELY_S
+        member.restarts += 1
+        step = min(member.restarts, len(_BACKOFF_S) - 1) if lately else 0
+        await asyncio.sleep(_BACKOFF_S[step])
+        async with self._changing:
+            if self.state == "stopping":
+                return
+            node = _node(member)
+            if not node.alive():
+                member.state = "down"
+                log(f"node {member.name} has ended; its port stays down")
+                return
+            try:
+                await asyncio.to_thread(self._start_worker, member)
+                await asyncio.to_thread(self._join, member, self._others(member))
+                member.state = "up"
+            except (MintError, OSError) as error:
+                log(f"worker of {member.name} cannot be replaced: {error}")
+            self.save()
+            self.watch(member)
+
+    # -- raw ports ------------------------------------------------------------------------------
+
+    async def attach(self, name: str, mac: str | None, link: socket.socket, uid: int) -> Member:
+        """Add a raw port.
+
+        Args:
+            name: its name; must be free.
+            mac: its MAC address; None: one that follows from its index.
+            link: the connection of the program that serves it.
+            uid: the user of that program.
+
+        Raises:
+            LabStateError: the name or the MAC is taken, or there is no slot left.
+            FabricError: layout ``shared`` and a user who is not trusted.
+        """
+        async with self._changing:
+            spec = self._raw_spec(name, mac)
+            if self.plan.layout == "shared" and uid != os.geteuid() and not self.plan.trust_all:
+                raise FabricError(
+                    f"lab {self.plan.name}: with layout shared every port can write all frames;"
+                    " run as the lab's owner, or set fabric: {trust: all} in the lab file"
+                )
+            member = Member(spec, uid, link=link, state="up")
+            self._add_member(member)
+            await self._tell_all(member, wire.add_peer_message(spec, self.capacity), adding=True)
+            return member
+
+    def _raw_spec(self, name: str, mac: str | None) -> PortSpec:
+        if any(m.name == name for m in self.members.values()):
+            raise LabStateError(f"lab {self.plan.name} has a port {name} already; use another name")
+        index = next((i for i in range(self.regions.slots) if i not in self.members), None)
+        if index is None:
+            raise LabStateError(
+                f"lab {self.plan.name} has no room for another port;"
+                f" raise fabric: {{slots: {self.regions.slots}}} in the lab file"
+            )
+        mac = mac or default_mac(index)
+        if any(m.spec.mac == mac for m in self.members.values()):
+            raise LabStateError(f"lab {self.plan.name}: MAC {mac} is taken; use another")
+        return PortSpec(index, name, mac, stall_us=self.plan.stall_us, poll_us=self.plan.poll_us)
+
+    async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
+        """Tell every other port that a port has come or gone."""
+        await _all(
+            asyncio.to_thread(self._tell, other, member, data, adding)
+            for other in self._others(member)
+        )
+
+    def _tell(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
+        fds = self.regions.peer_fds(other.spec.index, member.spec.index) if adding else []
+        try:
+            if other.worker is not None:
+                other.worker.request(data, fds)
+            elif other.link is not None:
+                wire.send(other.link, data, fds)
+        except (FabricError, OSError) as error:
+            # It learns the rest when it is replaced; a raw port that does not read is its own
+            # user's trouble.
+            log(f"port {other.name} was not told of {member.name}: {error}")
+            if other.worker and other.worker.process and adding:
+                other.worker.process.kill(time.monotonic() + 1)
+        finally:
+            _close(fds)
+
+    async def detach(self, member: Member) -> None:
+        """Remove a raw port."""
+        async with self._changing:
+            if self.members.pop(member.spec.index, None) is None:
+                return
+            data = wire.drop_peer_message(member.spec.index)
+            await self._tell_all(member, data, adding=False)
+            member.close()
+            self.regions.remove_port(member.spec.index)
+
+    # -- status ---------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The lab's status, from live values; docs/cli.md has its shape."""
+        members = sorted(self.members.values(), key=lambda m: m.spec.index)
+        seen = [m for m in members if m.view]
+        separate = os.geteuid() == 0
+        nodes = [m.node.status() for m in members if m.node]
+        degraded = self.state == "ready" and (
+            any(node["state"] != "running" for node in nodes)
+            or any(m.state != "up" for m in members)
+        )
+        return {
+            "version": 1,
+            "lab": self.plan.name,
+            "id": self.lab_id,
+            "file": self.plan.file,
+            "state": "degraded" if degraded else self.state,
+            "since": self.since,
+            "layout": self.plan.layout,
+            "channel_bytes": self.plan.channel_bytes,
+            "ssh": self.plan.ssh,
+            "supervisor": {"pid": os.getpid(), "adoptions": self.adoptions},
+            "nodes": nodes,
+            "ports": [m.status() for m in members],
+            "channels": [channel_status(a, b) for a in seen for b in seen if a is not b],
+            "memory": self.regions.memory(),
+            "trust": {
+                "workers": "separate-users" if separate else "same-user",
+                "note": "" if separate else "all ports run as one user and trust each other",
+            },
+        }
+
+    def logs(self, name: str) -> dict[str, str]:
+        """What a node, its sshd and its worker said; bounded."""
+        member = self.by_name(name)
+        logs: dict[str, str] = member.node.logs() if member.node else {}
+        return logs | {"worker": _tail(self.directory / "log" / f"{name}.worker.log")}
+
+    # -- down -----------------------------------------------------------------------------------
+
+    async def down(self) -> list[str]:
+        """End everything.
+
+        Returns:
+            What could not be removed, one sentence each.
+        """
+        self.state = "stopping"
+        for task in list(self._tasks):
+            task.cancel()
+        members = list(self.members.values())
+        problems = await asyncio.gather(*(self._stop_member(m) for m in members))
+        for member in members:
+            member.close()
+        self.members.clear()
+        self.regions.close()
+        return [problem for found in problems for problem in found]
+
+    async def _stop_member(self, member: Member) -> list[str]:
+        deadline = time.monotonic() + STOP_S
+        problems = []
+        for part in (member.worker, member.node):
+            if part is None:
+                continue
+            try:
+                await asyncio.to_thread(part.stop, deadline)
+            except (MintError, OSError) as error:
+                problems.append(f"{member.name}: {error}")
+        return problems
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _node(member: Member) -> Any:
+    """The node behind a port that has one."""
+    assert member.node is not None
+    return member.node
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _request(worker: Worker, data: bytes, fds: list[int]) -> None:
+    """Send a message with descriptors that are not needed here afterwards."""
+    try:
+        worker.request(data, fds)
+    finally:
+        _close(fds)
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, also when one fails: nothing may go on unseen while the rest is undone."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            if isinstance(result, OSError):
+                raise NodeError(f"{result.filename or 'a node'}: {result.strerror}") from result
+            raise result
+    return [r for r in results if not isinstance(r, BaseException)]

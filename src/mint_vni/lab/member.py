@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One port of a lab as its supervisor sees it, and who serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from mint_vni.fabric.config import FRAME_OVERHEAD, PortSpec
+from mint_vni.fabric.counters import ControlView, drops
+from mint_vni.lab.plan import LabPlan, NodePlan
+from mint_vni.lab.worker import Worker
+from mint_vni.nodes import Node
+
+#: Workers' user ids start here: a range that no convention assigns (systemd's list of ranges).
+UID_BASE = 1_879_048_192
+
+
+def worker_uid(lab_id: str, index: int) -> int:
+    """The user id of the worker of port ``index``; without root, the caller's own.
+
+    It is no other port's, and no other lab's unless the labs' ids agree in 16 bits.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid()
+    return UID_BASE + (int(lab_id[:4], 16) << 10) + index
+
+
+def node_spec(plan: LabPlan, node: NodePlan) -> PortSpec:
+    """The port of a node."""
+    return PortSpec(
+        index=node.index,
+        name=node.name,
+        mac=node.mac,
+        bridge=node.bridge,
+        frame_max=node.mtu + FRAME_OVERHEAD,
+        poll_us=node.poll_us,
+        stall_us=plan.stall_us,
+    )
+
+
+@dataclass(eq=False)
+class Member:
+    """A port.
+
+    Attributes:
+        spec: what the fabric knows of it.
+        uid: the user its worker runs as.
+        node: the Linux behind it; None for a raw port.
+        worker: the process that serves it; None for a raw port.
+        link: a raw port's connection to the supervisor; None once a supervisor has adopted the
+            port from a dead one.
+        state: ``up``, ``restarting`` or ``down``.
+        restarts: how often its worker was started again.
+        view: a look at its control region.
+    """
+
+    spec: PortSpec
+    uid: int
+    node: Node | None = None
+    worker: Worker | None = None
+    link: socket.socket | None = None
+    state: str = "down"
+    restarts: int = 0
+    view: ControlView | None = None
+    last_start: float = field(default=0.0)
+
+    @property
+    def name(self) -> str:
+        """The port's name."""
+        return self.spec.name
+
+    @property
+    def attachment(self) -> str:
+        """How the port is joined to what is behind it."""
+        return "tap" if self.node is not None else "raw"
+
+    def close(self) -> None:
+        """Let go of what is held here; ends nothing."""
+        if self.view is not None:
+            self.view.close()
+        if self.worker is not None:
+            self.worker.disconnect()
+        if self.link is not None:
+            with contextlib.suppress(OSError):
+                self.link.close()
+
+    def status(self) -> dict[str, Any]:
+        """The port's entry in the status, from live values."""
+        counters = self.view.counters() if self.view else {}
+        return {
+            "name": self.name,
+            "index": self.spec.index,
+            "attachment": self.attachment,
+            "node": self.node.plan.name if self.node else None,
+            "mac": self.spec.mac,
+            "bridge": self.spec.bridge,
+            "state": self._live_state(),
+            "worker": self._worker_status(),
+            **{name: counters.get(name, 0) for name in _TRAFFIC},
+            "drops": drops(counters),
+            "counters": counters,
+        }
+
+    def _live_state(self) -> str:
+        if self.state == "up" and self.worker and self.worker.process:
+            return "up" if self.worker.process.alive() else "restarting"
+        return self.state
+
+    def _worker_status(self) -> dict[str, Any] | None:
+        process = self.worker.process if self.worker else None
+        if process is None:
+            return None
+        return {
+            "pid": process.pid,
+            "uid": self.uid,
+            "restarts": self.restarts,
+            "cpu_seconds": process.cpu_seconds(),
+            "private_bytes": process.private_bytes(),
+        }
+
+
+_TRAFFIC = ("in_frames", "in_bytes", "out_frames", "out_bytes")
+
+
+def channel_status(src: Member, dst: Member) -> dict[str, Any]:
+    """A channel's entry in the status: the sender's end and the receiver's."""
+    assert src.view is not None and dst.view is not None
+    out, into = src.view.ends(dst.spec.index), dst.view.ends(src.spec.index)
+    states = {out.tx_state, into.rx_state}
+    if out.stalled and states == {"open"}:
+        state = "stalled"
+    else:
+        state = next((s for s in ("closed", "reset") if s in states), "open")
+    return {
+        "from": src.name,
+        "to": dst.name,
+        "state": state,
+        "frames": out.tx["frames"],
+        "bytes": out.tx["bytes"],
+        "queued_bytes": max(0, out.head - into.tail),
+        "drops": drops(out.tx) | drops(into.rx),
+        "tx": out.tx,
+        "rx": into.rx,
+    }

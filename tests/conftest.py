@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of whole labs share: a place of their own on disk, and a look at the machine.
+
+``MINT_RUN_DIR`` is set here, before anything of the package is imported, so that no test ever meets
+a lab of whoever runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Short: names of sockets below it are limited to 107 bytes. Below it, not itself: mint removes its
+# directory with the last lab.
+BASE = Path(tempfile.mkdtemp(prefix="mint-test-"))
+os.environ["MINT_RUN_DIR"] = str(BASE / "labs")
+
+import labs  # noqa: E402  # it reads the variable
+import machine as machine_module  # noqa: E402
+
+machine_module.IGNORED.add(str(BASE))
+
+
+@pytest.fixture(scope="session")
+def lab_host() -> Iterator[None]:
+    """A machine that can run labs; skipped with the reason where it cannot."""
+    reason = labs.why_not()
+    if reason:
+        pytest.skip(reason)
+    # Orphans become this process's children instead of init's: so they are known to be ours.
+    machine_module.adopt_orphans()
+    yield
+    labs.clear_all()
+
+
+@pytest.fixture
+def machine(lab_host: None) -> Iterator[None]:
+    """Compares the machine before and after the test; see `machine.Machine`."""
+    with machine_module.unchanged():
+        yield
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the directory of this run."""
+    shutil.rmtree(BASE, ignore_errors=True)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that the tests run inside nodes: ``python inside.py COMMAND ARGUMENT...``.
+
+The standard library alone, and nothing of the package. Each prints lines of JSON; what comes first
+says that it is ready.
+
+========================================  =====================================================
+``sink PORT``                             take one TCP connection, count and hash what comes
+``source HOST PORT BYTES RATE``           send so many bytes, at most RATE a second (0: no limit);
+                                          BYTES 0: until standard input ends
+``exchange HOST PORT BYTES``              send, half-close, receive until the other side closes
+``answer PORT BYTES``                     the other side of ``exchange``
+``udp-listen PORT COUNT [GROUP]``         receive datagrams, also of a multicast group
+``udp-send HOST PORT SIZE COUNT [GSO]``   send datagrams, several with one call if GSO
+``raw-listen IFACE ETHERTYPE``            receive one frame of a type, with its VLAN tag
+``raw-send IFACE HEX``                    send a frame as it is
+========================================  =====================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import select
+import socket
+import struct
+import sys
+import time
+
+CHUNK = 1 << 17
+TIMEOUT = 60.0
+
+SOL_UDP, UDP_SEGMENT = 17, 103
+SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 16
+ETH_P_ALL = 3
+TCP_INFO_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info
+IPV6_ADD = socket.IPV6_JOIN_GROUP
+
+
+def say(**facts: object) -> None:
+    """One line of JSON."""
+    print(json.dumps(facts), flush=True)  # noqa: T201
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The family of an address in numbers."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def listen(port: int) -> socket.socket:
+    """Listen for TCP over IPv4 and IPv6."""
+    server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    server.settimeout(TIMEOUT)
+    return server
+
+
+def connect(host: str, port: int) -> socket.socket:
+    return socket.create_connection((host, port), timeout=TIMEOUT)
+
+
+def retransmissions(sock: socket.socket) -> int:
+    """Segments that were sent again."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+    return int(struct.unpack_from("=I", info, TCP_INFO_RETRANS)[0])
+
+
+def receive_all(sock: socket.socket, progress: bool = False) -> tuple[int, str, float]:
+    """Receive until the end: bytes, SHA-256, longest pause in seconds."""
+    digest, total, pause, reported = hashlib.sha256(), 0, 0.0, 0
+    last = time.monotonic()
+    while data := sock.recv(CHUNK):
+        now = time.monotonic()
+        pause, last = max(pause, now - last) if total else 0.0, now
+        digest.update(data)
+        total += len(data)
+        if progress and total - reported >= 1 << 20:
+            reported = total
+            say(received=total)
+    return total, digest.hexdigest(), pause
+
+
+def sink(port: str) -> None:
+    with listen(int(port)) as server:
+        say(ready=int(port))
+        sock, peer = server.accept()
+        sock.settimeout(TIMEOUT)
+        say(accepted=peer[0])
+        total, digest, pause = receive_all(sock, progress=True)
+        say(done=total, sha256=digest, pause=pause)
+
+
+def source(host: str, port: str, amount: str, rate: str) -> None:
+    sock = connect(host, int(port))
+    block = random.Random(7).randbytes(CHUNK)  # noqa: S311
+    digest, total, start = hashlib.sha256(), 0, time.monotonic()
+    limit, speed = int(amount), int(rate)
+    say(connected=sock.getsockname()[1])
+    while total < limit or (not limit and not select.select([sys.stdin], [], [], 0)[0]):
+        data = block[: limit - total] if limit and limit - total < CHUNK else block
+        sock.sendall(data)
+        digest.update(data)
+        total += len(data)
+        if speed:
+            time.sleep(max(0.0, start + total / speed - time.monotonic()))
+    again = retransmissions(sock)
+    sock.shutdown(socket.SHUT_WR)
+    say(sent=total, sha256=digest.hexdigest(), retransmissions=again)
+
+
+def exchange(host: str, port: str, amount: str) -> None:
+    sock = connect(host, int(port))
+    data = random.Random(8).randbytes(int(amount))  # noqa: S311
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+    total, digest, _ = receive_all(sock)
+    say(sent=hashlib.sha256(data).hexdigest(), received=digest, bytes=total)
+
+
+def answer(port: str, amount: str) -> None:
+    with listen(int(port)) as server:
+        say(ready=int(port))
+        sock, _ = server.accept()
+        sock.settimeout(TIMEOUT)
+        total, digest, _ = receive_all(sock)
+        data = random.Random(9).randbytes(int(amount))  # noqa: S311
+        sock.sendall(data)
+        sock.close()
+        say(sent=hashlib.sha256(data).hexdigest(), received=digest, bytes=total)
+
+
+def udp_listen(port: str, count: str, group: str = "") -> None:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("", int(port)))
+    sock.settimeout(TIMEOUT)
+    if ":" in group:
+        index = socket.if_nametoindex("vni0")
+        request = socket.inet_pton(socket.AF_INET6, group) + struct.pack("=I", index)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_ADD, request)
+    elif group:
+        request = socket.inet_aton(group) + struct.pack("=4si", b"", socket.if_nametoindex("vni0"))
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+    say(ready=int(port))
+    digest, sizes = hashlib.sha256(), []
+    for _ in range(int(count)):
+        data, peer = sock.recvfrom(1 << 16)
+        digest.update(data)
+        sizes.append(len(data))
+    say(done=len(sizes), sha256=digest.hexdigest(), bytes=sum(sizes), peer=peer[0])
+
+
+def udp_send(host: str, port: str, size: str, count: str, gso: str = "") -> None:
+    sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    if host == "255.255.255.255":  # there is no route for it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"vni0")
+    index = socket.if_nametoindex("vni0")
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+    else:
+        request = struct.pack("=4s4si", b"", b"", index)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, request)
+    generator, digest, each = random.Random(10), hashlib.sha256(), int(size)  # noqa: S311
+    datagrams = [generator.randbytes(each) for _ in range(int(count))]
+    for data in datagrams:
+        digest.update(data)
+    if gso:
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, each)
+        datagrams = [b"".join(datagrams)]
+    for data in datagrams:
+        sock.sendto(data, (host, int(port)))
+    say(sent=int(count), sha256=digest.hexdigest())
+
+
+def raw_listen(interface: str, ethertype: str) -> None:
+    # All types, since the kernel takes tags off before it hands frames to whoever wants one type.
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    sock.bind((interface, ETH_P_ALL))
+    sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+    sock.settimeout(TIMEOUT)
+    say(ready=ethertype)
+    while True:
+        data, extra, _, sender = sock.recvmsg(1 << 16, 1 << 8)
+        if sender[2] == socket.PACKET_OUTGOING or data[12:14].hex() != ethertype:
+            continue
+        status, _, _, _, _, tag, _ = struct.unpack_from("=IIIHHHH", extra[0][2])
+        say(frame=data.hex(), tag=tag if status & TP_STATUS_VLAN_VALID else None)
+        return
+
+
+def raw_send(interface: str, frame: str) -> None:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind((interface, 0))
+    say(sent=sock.send(bytes.fromhex(frame)))
+
+
+COMMANDS = {
+    "sink": sink,
+    "source": source,
+    "exchange": exchange,
+    "answer": answer,
+    "udp-listen": udp_listen,
+    "udp-send": udp_send,
+    "raw-listen": raw_listen,
+    "raw-send": raw_send,
+}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
