@@ -185,6 +185,7 @@ enum mint_port_counter {
     MINT_PORT_CHECKSUMMED,  /* checksums completed in software for a node without the offload */
     MINT_PORT_LEARNED,      /* MACs learned behind bridge ports */
     MINT_PORT_RESTARTS,     /* workers that took this port over from a dead one */
+    MINT_PORT_DROP_DEVICE,  /* dropped: the node's interface refused a plain frame */
     MINT_PORT_COUNTERS = 64
 };
 

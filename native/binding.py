@@ -76,6 +76,7 @@ void mint_slot_read(const struct mint_ctl *ctl, uint32_t slot, struct mint_slot_
 int mint_port_open(struct mint_port **out, const struct mint_port_config *config, int ctl_fd,
                    int pool_fd);
 void mint_port_close(struct mint_port *port);
+void mint_port_disown(struct mint_port *port);
 int mint_port_add_peer(struct mint_port *port, const struct mint_peer_config *peer);
 int mint_port_drop_peer(struct mint_port *port, uint32_t index);
 void mint_port_leave(struct mint_port *port);

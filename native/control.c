@@ -158,8 +158,7 @@ static int on_add_peer(struct mint_worker *w, const struct mint_msg *m, const in
     bool shared = w->open.port.layout == MINT_LAYOUT_SHARED;
     int err;
 
-    /* Without a device there would be nowhere to put what arrives. */
-    if (!w->port || w->tap.fd < 0 || n != (shared ? 2 : 4))
+    if (!w->port || n != (shared ? 2 : 4))
         return -EINVAL;
     c.ctl_fd = fds[0];
     c.tx_fd = shared ? -1 : fds[1];

@@ -6,7 +6,7 @@
  *
  *   OPEN       port, uid, gid; fds: control region [, pool]. First, once. Then the worker drops
  *              its privileges for good
- *   TAP        tap; fds: the TAP device
+ *   TAP        tap; fds: the TAP device, with which frames begin to move
  *   ADD_PEER   peer; fds: the peer's control region, tx region, rx region, doorbell
  *              (layout shared: control region, doorbell)
  *   DROP_PEER  peer.index

@@ -51,6 +51,7 @@ static const char *const port_names[MINT_PORT_COUNTERS] = {
     [MINT_PORT_CHECKSUMMED] = "checksummed",
     [MINT_PORT_LEARNED] = "learned",
     [MINT_PORT_RESTARTS] = "restarts",
+    [MINT_PORT_DROP_DEVICE] = "drop_device",
 };
 
 #define NAME(table, i) ((i) < sizeof(table) / sizeof((table)[0]) ? (table)[i] : NULL)

@@ -46,6 +46,10 @@ int mint_pool_attach(struct mint_pool_end **out, int fd, uint32_t port, mint_a64
  */
 void mint_pool_detach(struct mint_pool_end *end);
 
+/* In a forked child: let go of the parent's handle, and so of its byte lock. Nothing shared is
+ * touched. */
+void mint_pool_disown(struct mint_pool_end *end);
+
 /*
  * mint_pool_reserve() - room for one record with a frame of up to `len` bytes, for port `dst`.
  * Return: the record, contiguous and private to the caller until mint_pool_commit(); NULL when

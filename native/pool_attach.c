@@ -208,6 +208,13 @@ void mint_pool_detach(struct mint_pool_end *end)
     store_relaxed(&end->map.port[end->port].attached, 0);
     mint_pool_share_out(&end->map);
     mint_pool_leave(end);
+    mint_pool_disown(end);
+}
+
+void mint_pool_disown(struct mint_pool_end *end)
+{
+    if (!end)
+        return;
     mint_pool_map_fini(&end->map);
     if (end->owns_map)
         munmap(end->map.head, end->map.bytes);

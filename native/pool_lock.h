@@ -21,7 +21,7 @@
  * - A living holder keeps the lock however long it takes. A process that is stopped (SIGSTOP) in
  *   the critical section stops all others: that is what a lock is.
  * - A child that was forked with the handle open keeps its parent's byte locked until it execs
- *   (the descriptor is O_CLOEXEC) or exits.
+ *   (the descriptor is O_CLOEXEC), exits, or calls mint_pool_disown().
  */
 #ifndef MINT_POOL_LOCK_H
 #define MINT_POOL_LOCK_H

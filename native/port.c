@@ -154,6 +154,22 @@ static void peer_free(struct mint_peer *peer)
     free(peer);
 }
 
+/* Free what is private to this process. */
+static void port_free(struct mint_port *port)
+{
+    for (uint32_t i = 0; i < port->count; i++)
+        peer_free(port->list[i]);
+    if (port->ctl)
+        munmap(port->ctl, port->ctl_bytes);
+    if (port->epfd >= 0)
+        close(port->epfd);
+    free(port->peers);
+    free(port->list);
+    free(port->tx_dirty);
+    free(port->rx_dirty);
+    free(port);
+}
+
 /*
  * Let go of the port. Its ends stay as they are in the control region: a successor goes on from
  * there. To close them, leave first.
@@ -162,21 +178,19 @@ void mint_port_close(struct mint_port *port)
 {
     if (!port)
         return;
-    for (uint32_t i = 0; i < port->count; i++)
-        peer_free(port->list[i]);
     if (port->pool)
         mint_pool_detach(port->pool);
-    if (port->ctl) {
+    if (port->ctl)
         store_relaxed(&port->ctl->pid, 0);
-        munmap(port->ctl, port->ctl_bytes);
-    }
-    if (port->epfd >= 0)
-        close(port->epfd);
-    free(port->peers);
-    free(port->list);
-    free(port->tx_dirty);
-    free(port->rx_dirty);
-    free(port);
+    port_free(port);
+}
+
+void mint_port_disown(struct mint_port *port)
+{
+    if (!port)
+        return;
+    mint_pool_disown(port->pool);
+    port_free(port);
 }
 
 /* Whether a peer's control region is one, and its own. */

@@ -41,6 +41,8 @@ struct mint_port_config {
 int mint_port_open(struct mint_port **out, const struct mint_port_config *config, int ctl_fd,
                    int pool_fd);
 void mint_port_close(struct mint_port *port);
+/* In a forked child: let go of the parent's port. Nothing shared is touched. */
+void mint_port_disown(struct mint_port *port);
 
 /* struct mint_peer_config - one other port, and this port's ends of the two channels with it. */
 struct mint_peer_config {
@@ -157,6 +159,8 @@ void mint_port_release(struct mint_port *port, const struct mint_view *view);
 /* Count a frame that was not handed over after all, as `why`; before mint_port_release(). */
 void mint_port_refused(struct mint_port *port, const struct mint_view *view,
                        enum mint_rx_counter why);
+/* Count a plain frame (packed.h) that the node's device refused. */
+void mint_port_refused_plain(struct mint_port *port);
 /* Count frames that the node's device took. */
 void mint_port_gave(struct mint_port *port, uint32_t frames, uint64_t bytes);
 /* Return the room of released frames to their senders, and wake those who wait for it. */

@@ -209,6 +209,11 @@ void mint_port_recycle(struct mint_port *port)
     port->rx_dirty_count = 0;
 }
 
+void mint_port_refused_plain(struct mint_port *port)
+{
+    bump_port(port, MINT_PORT_DROP_DEVICE, 1);
+}
+
 void mint_port_gave(struct mint_port *port, uint32_t frames, uint64_t bytes)
 {
     bump_port(port, MINT_PORT_OUT_FRAMES, frames);

@@ -241,14 +241,15 @@ static void publish(struct mint_port *port)
 
 void mint_port_flush(struct mint_port *port)
 {
+    if (port->tx_dirty_count)
+        publish(port);
     if (port->in_done) {
-        /* Settled by what follows: a crash in between counts them as lost, never the reverse. */
+        /* After publishing: a crash in between counts as lost what arrived, never the reverse. */
         bump_port(port, MINT_PORT_IN_DONE, port->in_done);
         port->in_done = 0;
     }
     if (!port->tx_dirty_count)
         return;
-    publish(port);
     full_fence(); /* pairs with the one in mint_port_wait(): published before looking who sleeps */
     for (uint32_t i = 0; i < port->tx_dirty_count; i++) {
         struct mint_peer *peer = port->tx_dirty[i];
@@ -270,8 +271,8 @@ bool mint_port_ask_room(struct mint_port *port, uint32_t index)
     uint64_t progress = peer_progress(port, peer);
     bool moved = progress != peer->wait_mark || !peer->wait_since;
 
-    if (peer->waiting && !moved)
-        return false; /* it is asked, and has given nothing since */
+    if (peer->waiting && port->asked && !moved)
+        return false;
     if (!peer->waiting) {
         mint_port_flush(port); /* what is staged must be seen, or there is nothing to free */
         if (port->waiting)
@@ -284,6 +285,7 @@ bool mint_port_ask_room(struct mint_port *port, uint32_t index)
         peer->wait_since = now_ns();
         peer->wait_mark = progress;
     }
+    port->asked = true;
     set_want(port, peer, true);
     full_fence(); /* pairs with the one in mint_port_recycle(): wanted before looking for room */
     return true;

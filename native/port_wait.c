@@ -89,6 +89,7 @@ void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
 
     peer->masked_until = 0;
     port->masked--;
+    port->asked = false;
     mint_bell_drain(peer->bell);
     epoll_ctl(port->epfd, EPOLL_CTL_ADD, peer->bell, &ev);
 }
@@ -104,11 +105,14 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
 {
     uint64_t now;
 
+    port->asked = false; /* it may have been the ring for the room that was asked for */
     if (!mint_bell_drain(peer->bell)) {
         epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
         peer->deaf = true;
         return;
     }
+    if (!port->pool && mint_ring_tx_join(&peer->tx))
+        mint_bell_ring(peer->bell); /* it opened its end, or reset it: say that we followed */
     if (peer_pending(port, peer) || (port->waiting && room_may_be(port, port->waiting)))
         return;
     bump(&peer->own->rx_counter[MINT_RX_SPURIOUS], 1);
@@ -171,6 +175,13 @@ static void back_off(uint32_t *pauses)
         *pauses *= 2;
 }
 
+static void count_spin(struct mint_port *port, uint64_t ns, int events)
+{
+    bump_port(port, MINT_PORT_POLL_NS, ns);
+    if (events > 0)
+        bump_port(port, MINT_PORT_POLL_HITS, 1);
+}
+
 /*
  * Spin where the core is shared with the applications whose frames are waited for: keeping it
  * would keep them from making any. Let them run, and look again when the core comes back; then
@@ -182,17 +193,21 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
     int events = 0;
 
     for (uint32_t i = 1; !events && spun < span; i++) {
-        if (pending(port))
-            return (int)MINT_EV_BELL;
+        if (pending(port)) {
+            events = (int)MINT_EV_BELL;
+            break;
+        }
         if (i % YIELDS_PER_LOOK == 0)
             events = kernel_wait(port, 0);
         before = now;
         sched_yield();
         now = now_ns();
         if (now - before > SOMEBODY_RAN_NS)
-            return (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
-        spun += now - before;
+            events |= (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
+        else
+            spun += now - before; /* what others ran for is no cost of polling */
     }
+    count_spin(port, spun, events);
     return events;
 }
 
@@ -220,9 +235,7 @@ static int spin(struct mint_port *port, int64_t timeout_ns)
         back_off(&pauses);
         now = now_ns();
     }
-    bump_port(port, MINT_PORT_POLL_NS, now - start);
-    if (events > 0)
-        bump_port(port, MINT_PORT_POLL_HITS, 1);
+    count_spin(port, now - start, events);
     return events;
 }
 

@@ -100,8 +100,8 @@ static bool send_staged(struct mint_worker *w, uint32_t len)
         t->held_peer = peer;
         return false;
     }
-    if (sent == MINT_SENT && peer != t->held_peer)
-        t->others_at = now_ns();
+    if (sent == MINT_SENT && t->held_peer != UINT32_MAX && peer != t->held_peer)
+        t->others_at = now_ns(); /* traffic that holding frames for the full channel delays */
     t->held = false;
     return true;
 }
@@ -271,6 +271,8 @@ static bool out_plain(struct mint_worker *w)
         if (write(t->fd, &out, sizeof(out.vnet) + len) >= 0) {
             given++;
             total += len;
+        } else {
+            mint_port_refused_plain(w->port);
         }
     }
     mint_port_recycle(w->port);

@@ -62,19 +62,31 @@ void mint_log(const char *fmt, ...)
         dprintf(STDERR_FILENO, "mint-worker: %s\n", line);
 }
 
-/* Before OPEN there is no port to sleep in: wait for the supervisor alone. */
+/*
+ * Before OPEN there is no port to sleep in: wait for the supervisor alone. When that goes away,
+ * nobody knows of this process yet: end.
+ */
 static void serve_until_open(struct mint_worker *w)
 {
-    while (!w->port && !w->stop)
+    while (!w->port && !w->stop) {
         mint_control_serve(w);
+        if (w->control_fd < 0)
+            w->stop = true;
+    }
 }
 
 static void run(struct mint_worker *w)
 {
     while (!w->stop) {
-        bool busy = mint_tap_in(w);
+        bool busy;
         int events;
 
+        if (w->tap.fd < 0) {
+            /* Frames may wait already, and nothing would take them: without this, no sleep either. */
+            mint_control_serve(w);
+            continue;
+        }
+        busy = mint_tap_in(w);
         busy |= mint_tap_out(w);
         if (busy) {
             /* Let the node's applications take what they got before there is more: a socket holds
@@ -115,6 +127,7 @@ int main(void)
     w.listen_fd = LISTEN_FD;
     w.control_fd = -1;
     w.tap.fd = -1;
+    w.tap.held_peer = UINT32_MAX;
     w.open_fds[0] = w.open_fds[1] = -1;
     w.owner_uid = getuid();
     ask_short_slice();

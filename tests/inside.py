@@ -12,6 +12,7 @@ says that it is ready.
 ``answer PORT BYTES``                     the other side of ``exchange``
 ``udp-listen PORT COUNT [GROUP]``         receive datagrams, also of a multicast group
 ``udp-send HOST PORT SIZE COUNT [GSO]``   send datagrams, several with one call if GSO
+``udp-flood HOST PORT SIZE RATE``         send datagrams, RATE bytes a second, until input ends
 ``raw-listen IFACE ETHERTYPE``            receive one frame of a type, with its VLAN tag
 ``raw-send IFACE HEX``                    send a frame as it is
 ========================================  =====================================================
@@ -27,6 +28,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 CHUNK = 1 << 17
 TIMEOUT = 60.0
@@ -92,7 +94,7 @@ def sink(port: str) -> None:
 
 def source(host: str, port: str, amount: str, rate: str) -> None:
     sock = connect(host, int(port))
-    block = random.Random(7).randbytes(CHUNK)  # noqa: S311
+    block = random.Random(7).randbytes(CHUNK)
     digest, total, start = hashlib.sha256(), 0, time.monotonic()
     limit, speed = int(amount), int(rate)
     say(connected=sock.getsockname()[1])
@@ -110,7 +112,7 @@ def source(host: str, port: str, amount: str, rate: str) -> None:
 
 def exchange(host: str, port: str, amount: str) -> None:
     sock = connect(host, int(port))
-    data = random.Random(8).randbytes(int(amount))  # noqa: S311
+    data = random.Random(8).randbytes(int(amount))
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
     total, digest, _ = receive_all(sock)
@@ -123,7 +125,7 @@ def answer(port: str, amount: str) -> None:
         sock, _ = server.accept()
         sock.settimeout(TIMEOUT)
         total, digest, _ = receive_all(sock)
-        data = random.Random(9).randbytes(int(amount))  # noqa: S311
+        data = random.Random(9).randbytes(int(amount))
         sock.sendall(data)
         sock.close()
         say(sent=hashlib.sha256(data).hexdigest(), received=digest, bytes=total)
@@ -162,7 +164,7 @@ def udp_send(host: str, port: str, size: str, count: str, gso: str = "") -> None
     else:
         request = struct.pack("=4s4si", b"", b"", index)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, request)
-    generator, digest, each = random.Random(10), hashlib.sha256(), int(size)  # noqa: S311
+    generator, digest, each = random.Random(10), hashlib.sha256(), int(size)
     datagrams = [generator.randbytes(each) for _ in range(int(count))]
     for data in datagrams:
         digest.update(data)
@@ -172,6 +174,16 @@ def udp_send(host: str, port: str, size: str, count: str, gso: str = "") -> None
     for data in datagrams:
         sock.sendto(data, (host, int(port)))
     say(sent=int(count), sha256=digest.hexdigest())
+
+
+def udp_flood(host: str, port: str, size: str, rate: str) -> None:
+    sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
+    data, sent, start = bytes(int(size)), 0, time.monotonic()
+    say(ready=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        sent += sock.sendto(data, (host, int(port)))
+        time.sleep(max(0.0, start + sent / int(rate) - time.monotonic()))
+    say(sent=sent)
 
 
 def raw_listen(interface: str, ethertype: str) -> None:
@@ -196,13 +208,14 @@ def raw_send(interface: str, frame: str) -> None:
     say(sent=sock.send(bytes.fromhex(frame)))
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "sink": sink,
     "source": source,
     "exchange": exchange,
     "answer": answer,
     "udp-listen": udp_listen,
     "udp-send": udp_send,
+    "udp-flood": udp_flood,
     "raw-listen": raw_listen,
     "raw-send": raw_send,
 }

@@ -130,6 +130,7 @@ class Child:
                     f"{self.argv[-3:]} did not say {text!r} within {timeout} s: {self.lines[-5:]}"
                 ) from None
             if line is None:
+                self._queue.put(None)  # for whoever asks again
                 raise AssertionError(
                     f"{self.argv[-3:]} ended without {text!r}: {self.lines[-5:]} {self._complaint()}"
                 )
@@ -355,6 +356,33 @@ class Traffic:
     ) -> None:
         if error is None:
             self.moved = Moved(self._before, self._lab.status())
+
+
+def check_worker(port: Mapping[str, Any], peers: int) -> None:
+    """A worker holds its regions, its doorbells and its TAP, nothing of others, and no privileges.
+
+    Args:
+        port: Its port's entry in the status.
+        peers: How many other ports there are.
+    """
+    pid, targets = port["worker"]["pid"], []
+    own = ("/dev/null", "/dev/net/tun", "socket:", "anon_inode:[eventpoll]", "/memfd:mint-")
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        targets.append(target.partition("[")[0])
+        assert target.startswith(own) or target.endswith(f"/{port['name']}.worker.log"), (
+            fd,
+            target,
+        )
+        if "channel-" in target:
+            ends = target.partition("channel-")[2].split()[0].split("-")
+            assert str(port["index"]) in ends, (port["name"], target)
+    assert targets.count("/dev/net/tun") == 1
+    assert targets.count("socket:") == peers + 2, "its control socket, its connection, doorbells"
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert f"Uid:\t{port['worker']['uid']}\t" in status
+    assert "CapEff:\t0000000000000000" in status
+    assert "Seccomp:\t2" in status
 
 
 def kill(pid: int) -> None:

@@ -56,8 +56,8 @@ def _reap() -> None:
             with suppress(OSError):
                 for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
                     status = Path(f"/proc/{pid}/status").read_text()
-                    if re.search(r"^State:\tZ", status, re.M) and re.search(
-                        r"^NSpid:\t\d+\t", status, re.M
+                    if re.search(r"^State:\tZ", status, re.MULTILINE) and re.search(
+                        r"^NSpid:\t\d+\t", status, re.MULTILINE
                     ):
                         os.waitpid(pid, os.WNOHANG)
         time.sleep(0.02)

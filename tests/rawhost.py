@@ -34,7 +34,7 @@ def checksum(data: bytes) -> int:
     """RFC 1071."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -221,7 +221,7 @@ class _Connection:
     def __init__(self, syn: Packet, amount: int) -> None:
         self._ports = struct.unpack_from("!HH", syn.payload)
         self._next = struct.unpack_from("!I", syn.payload, 4)[0]
-        self._data = random.Random(11).randbytes(amount)  # noqa: S311
+        self._data = random.Random(11).randbytes(amount)
         self._digest = hashlib.sha256()
         self._count = 0
         self._acked = self._given = 0  # of our data; sequence numbers start at 1000

@@ -104,7 +104,7 @@ def test_the_other_examples_have_the_shape() -> None:
         check.keys() == {field.name for field in fields(Check)}
         for check in example("mint doctor")["checks"]
     )
-    row = Row("per-channel", poll=True, size=64)
+    row = Row("per-channel", "polling", 64)
     answer = {"seconds": 1.0, "counters": {}, "tx": {"cpu_ns": 1}, "rx": {"cpu_ns": 1}}
     row.add(1, answer, 1.0)
     measured = Result([row], [1.0], {}).to_json()

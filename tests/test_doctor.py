@@ -62,8 +62,8 @@ def test_a_good_machine_is_ok_throughout() -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "status", "remedy"),
     [
-        ({"kernel": "5.4.0"}, "linux", "fail", "5.10"),
-        ({"kernel": "4.19.0-26"}, "linux", "fail", "5.10"),
+        ({"kernel": "5.4.0"}, "linux", "fail", "5.11"),
+        ({"kernel": "4.19.0-26"}, "linux", "fail", "5.11"),
         ({"root": False}, "privileges", "fail", "sudo"),
         ({"cpus": 1}, "cpus", "warn", "two or more"),
         ({"memory_available": 100 << 20}, "memory", "warn", "free some"),

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+
+import pytest
 
 import labs
 import machine as machine_module
-import pytest
 from labs import Traffic, inside, ping
-
 from mint_vni.lab import Lab
 
 # Inside c: a bridge with c's own port and two further namespaces on it.
@@ -39,9 +40,7 @@ GUESTS = {"x": "10.77.0.101", "y": "10.77.0.102"}
 @pytest.fixture(scope="module", params=["per-channel", "shared"])
 def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
     nodes = {"a": {}, "b": {}, "c": {"bridge": True}}
-    source = labs.source(
-        "bridge", nodes, network={"ipv6": None}, fabric={"layout": request.param}
-    )
+    source = labs.source("bridge", nodes, network={"ipv6": None}, fabric={"layout": request.param})
     with machine_module.unchanged(), Lab.up(source) as lab:
         lab["c"].run(["sh", "-c", BRIDGE])
         yield lab
@@ -74,7 +73,7 @@ def test_machines_behind_a_bridge_reach_others_and_each_other(lab: Lab) -> None:
 def test_streams_cross_a_bridge_whole(lab: Lab) -> None:
     """Offloaded frames too: what one stack left unsegmented, the other takes so."""
     enter = ["ip", "netns", "exec", "x"]
-    server = [*enter, labs.sys.executable, "-I", "-S", labs.INSIDE, "answer", "5001", "3000000"]
+    server = [*enter, sys.executable, "-I", "-S", labs.INSIDE, "answer", "5001", "3000000"]
     with labs.Child(lab["c"].exec_argv(server)) as answer:
         answer.result("ready")
         with inside(lab["a"], "exchange", GUESTS["x"], 5001, 10_000_000) as client:
@@ -95,7 +94,7 @@ def test_unknown_macs_are_asked_for_behind_the_bridge_only(lab: Lab) -> None:
 
 
 def _frames_to_c(lab: Lab) -> int:
-    return labs.port_status(lab, "a")["counters"]["flooded"]
+    return int(labs.port_status(lab, "a")["counters"]["flooded"])
 
 
 def test_only_a_bridge_may_send_as_another(lab: Lab) -> None:

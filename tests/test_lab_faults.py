@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-import labs
 import pytest
-from labs import Traffic, inside, mint, ping, wait_for
 
+import labs
 import mint_vni as mint_vni
+from labs import Traffic, inside, mint, ping, wait_for
 from mint_vni.lab import Lab
 
 NODES = "abcd"
@@ -93,7 +93,7 @@ def interface(lab: Lab, node: str) -> object:
 
 def is_back(lab: Lab, node: str, restarts: int) -> bool:
     port = labs.port_status(lab, node)
-    return port["state"] == "up" and port["worker"]["restarts"] == restarts
+    return bool(port["state"] == "up" and port["worker"]["restarts"] == restarts)
 
 
 # ------------------------------------------------------------------------------- workers
@@ -142,15 +142,18 @@ def test_all_workers_at_once(plain_lab: Lab) -> None:
 
 def test_a_stopped_worker_stalls_its_own_channels_only(lab: Lab) -> None:
     """It takes nothing more: senders wait once, then drop what is for it, and serve others."""
-    ping(lab["a"], "c")
-    pid = worker(lab, "b")
-    argv = ("udp-send", labs.address(lab, "b"), 5009, 1400, 60_000)
+    ping(lab["a"], labs.address(lab, "c"))
+    pid, target = worker(lab, "b"), labs.node_status(lab, "b")
+    there = ["ip", "neigh", "replace", target["ipv4"][:-3], "lladdr", target["mac"]]
+    lab["a"].run([*there, "dev", "vni0", "nud", "permanent"])  # b could not answer
+    argv = ("udp-flood", labs.address(lab, "b"), 5009, 1400, 10_000_000)
     os.kill(pid, signal.SIGSTOP)
     try:
         with inside(lab["a"], *argv) as flood:
-            wait_for("a stalled channel", lambda: _channel(lab, "a", "b")["state"] == "stalled")
-            ping(lab["a"], "c", count=50)
-            flood.result("sent", 30.0)
+            wait_for("a stall", lambda: _channel(lab, "a", "b")["state"] == "stalled")
+            ping(lab["a"], labs.address(lab, "c"), count=50)
+            flood.close_input()
+            flood.result("sent")
         assert _channel(lab, "a", "b")["drops"]["stalled"] > 0
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -204,6 +207,7 @@ def test_without_a_supervisor_traffic_goes_on_and_the_next_command_adopts(lab: L
         wait_for("the worker", lambda: is_back(lab, "b", 1), timeout=BACK_S)
         stream.flows()
         stream.end()
+        labs.check_worker(labs.port_status(lab, "b"), peers=4)
         with lab.attach("newcomer"):
             assert labs.port_status(lab, "newcomer")["state"] == "up"
         _still_a_port(lab, probe)

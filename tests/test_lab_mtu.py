@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 
-import labs
 import pytest
-from labs import Traffic, inside, ping
 
+import labs
+from labs import Traffic, inside, ping
 from mint_vni.lab import Lab
 
 NODES = ("a", "b", "c")

@@ -13,20 +13,18 @@ import itertools
 import random
 from collections.abc import Iterator
 
+import pytest
+
 import labs
 import machine as machine_module
-import pytest
 from labs import Traffic, inside
-from rawhost import RawHost, wait_datagrams
-
 from mint_vni.lab import Lab
+from rawhost import RawHost, wait_datagrams
 
 # Two of each kind, so that each meets its like, too.
 TAPS = {"on1": True, "on2": True, "off1": False, "off2": False}
 # Each pair with one version of IP, each version with half of the pairs.
-PAIRS = [
-    (*pair, 4 + 2 * (i % 2)) for i, pair in enumerate(itertools.permutations(TAPS, 2))
-]
+PAIRS = [(*pair, 4 + 2 * (i % 2)) for i, pair in enumerate(itertools.permutations(TAPS, 2))]
 RAW_ADDRESS = {4: "10.77.0.200", 6: "fd77::200"}
 
 THERE, BACK = 3_000_000, 1_000_000

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 import labs
 import machine as machine_module
-import pytest
-from labs import Child, Traffic, inside
-
 import mint_vni as mint
+from labs import Child, Traffic, inside
 from mint_vni.lab import Lab
 
 ADDRESS = "10.77.0.200"
@@ -71,18 +74,19 @@ def test_two_ports_of_one_process_talk(lab: Lab) -> None:
         assert receive(two, b"hello")[6:12] == raw(one.mac)
         one.send(frame_to(one, BROADCAST, b"all"))
         receive(two, b"all")
-        many = [frame_to(two, raw(one.mac), b"%04d" % i) for i in range(500)]
-        assert two.send_many(many) == 500
-        got = [f for f in _drain(one, 500) if f[12:14] == ETHERTYPE]
+        many = [frame_to(two, raw(one.mac), b"%04d" % i) for i in range(200)]
+        assert two.send_many(many) == 200
+        got = [f for f in _drain(one, 200) if f[12:14] == ETHERTYPE]
         assert got == many
 
 
 def _drain(port: mint.Port, count: int) -> list[bytes]:
+    """So many frames of our type, and what else came before the last."""
     found: list[bytes] = []
-    while sum(f[12:14] == ETHERTYPE for f in found) < count:
-        got = port.recv_many(256, timeout=5.0)
-        assert got, f"{len(found)} frames of {count}"
-        found += got
+    end = time.monotonic() + labs.DEADLINE
+    while (seen := sum(f[12:14] == ETHERTYPE for f in found)) < count:
+        assert time.monotonic() < end, f"{seen} frames of {count}"
+        found += port.recv_many(256, timeout=1.0)
     return found
 
 
@@ -122,19 +126,17 @@ def test_a_port_answers_arp_and_ping_with_scapy(lab: Lab) -> None:
             ping.expect(" 5 received")
 
 
-def _answer(l2: object, inet: object, packet: object, mac: str) -> object:
+def _answer(l2: Any, inet: Any, packet: Any, mac: str) -> Any:
     """An answer to ARP for `ADDRESS`, or to an echo request."""
-    ether, arp_layer = l2.Ether, l2.ARP  # type: ignore[attr-defined]
-    ip, icmp = inet.IP, inet.ICMP  # type: ignore[attr-defined]
-    back = ether(src=mac, dst=packet.src)  # type: ignore[attr-defined]
-    arp = packet.getlayer(arp_layer)  # type: ignore[attr-defined]
+    back = l2.Ether(src=mac, dst=packet.src)
+    arp = packet.getlayer(l2.ARP)
     if arp is not None and arp.op == 1 and arp.pdst == ADDRESS:
-        return back / arp_layer(op=2, hwsrc=mac, psrc=ADDRESS, hwdst=arp.hwsrc, pdst=arp.psrc)
-    echo = packet.getlayer(icmp)  # type: ignore[attr-defined]
+        return back / l2.ARP(op=2, hwsrc=mac, psrc=ADDRESS, hwdst=arp.hwsrc, pdst=arp.psrc)
+    echo = packet.getlayer(inet.ICMP)
     if echo is not None and echo.type == 8:
-        reply = icmp(type=0, id=echo.id, seq=echo.seq)
-        source = packet.getlayer(ip).src  # type: ignore[attr-defined]
-        return back / ip(src=ADDRESS, dst=source) / reply / echo.payload
+        reply = inet.ICMP(type=0, id=echo.id, seq=echo.seq)
+        source = packet.getlayer(inet.IP).src
+        return back / inet.IP(src=ADDRESS, dst=source) / reply / echo.payload
     return None
 
 
@@ -170,15 +172,52 @@ def test_ports_come_and_go_while_nodes_talk(lab: Lab) -> None:
     assert got["pause"] < 0.5
 
 
+def test_ports_come_and_go_at_full_load(lab: Lab) -> None:
+    """Workers that always have something to do find the time to hear of new ports."""
+    with contextlib.ExitStack() as stack:
+        streams: list[tuple[Child, Child]] = []
+        for src, dst in ("ab", "cb", "ba"):
+            number = 5000 + len(streams)
+            sink = stack.enter_context(inside(lab[dst], "sink", number))
+            sink.result("ready")
+            argv = ("source", labs.address(lab, dst), number, 0, 0)
+            streams.append((stack.enter_context(inside(lab[src], *argv)), sink))
+        for _, sink in streams:
+            sink.result("received")
+        for i in range(10):
+            start = time.monotonic()
+            with lab.attach(f"guest{i % 3}") as port:
+                port.send(frame_to(port, BROADCAST, b"hello"))
+            assert time.monotonic() - start < 2.0
+        for source, sink in streams:
+            source.close_input()
+            assert source.result("sent", 30)["sha256"] == sink.result("done", 30)["sha256"]
+    assert [port["worker"]["restarts"] for port in lab.status()["ports"]] == [0, 0, 0]
+
+
+def test_ports_find_each_other_at_once(lab: Lab) -> None:
+    """What is sent right after attaching arrives, in one process and between two."""
+    for _ in range(20):
+        with lab.attach("one") as one, lab.attach("two") as two:
+            two.send(frame_to(two, raw(one.mac), b"hello"))
+            receive(one, b"hello", timeout=2.0)
+    with Child([sys.executable, "-c", ECHO, lab.name, "echo"]) as echo:
+        mac = echo.expect(":")
+        for i in range(20):
+            with lab.attach("here") as here:
+                here.send(frame_to(here, raw(mac), b"%d" % i))
+                receive(here, b"%d" % i, timeout=2.0)
+
+
 def test_a_port_that_does_not_read_slows_nobody(lab: Lab) -> None:
     """Broadcasts pile up at a deaf port; they are dropped and counted, and others get theirs."""
     with lab.attach("deaf") as deaf, lab.attach("loud") as loud, lab.attach("other") as other:
-        frames = [frame_to(loud, BROADCAST, b"%06d" % i + bytes(9000)) for i in range(64)]
+        frames = [frame_to(loud, BROADCAST, b"%06d" % i + bytes(9000)) for i in range(8)]
         total = 0
         while not _drops(lab, "loud", "deaf"):
             total += loud.send_many(frames)
-            assert len(_drain(other, 64)) >= 64
-            assert total < 20_000, "the deaf port's channel never got full"
+            _drain(other, len(frames))
+            assert total < 2_000, "the deaf port's channel never got full"
         labs.ping(lab["a"], "b", count=5)
         assert deaf.recv_many(16, timeout=1.0)
     assert not _drops(lab, "a", "b")

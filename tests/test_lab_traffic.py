@@ -16,11 +16,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import labs
 import machine as machine_module
-import pytest
 from labs import Traffic, inside, ping
-
 from mint_vni.lab import Lab
 
 NODES = ("a", "b", "c")
@@ -168,7 +168,7 @@ def own_losses(lab: Lab, src: str, dst: str) -> int:
     sent = lab[src].run(["cat", "/sys/class/net/vni0/statistics/tx_dropped"]).stdout
     full = lab[dst].run(["cat", "/proc/net/snmp"]).stdout
     names, values = re.findall(r"^Udp: (.*)$", full, re.MULTILINE)
-    errors = dict(zip(names.split(), map(int, values.split()), strict=True))
+    errors: dict[str, int] = dict(zip(names.split(), map(int, values.split()), strict=True))
     return int(sent) + errors["RcvbufErrors"]
 
 
@@ -194,7 +194,7 @@ def test_iperf_udp_loses_nothing_in_the_fabric(lab: Lab, src: str, dst: str) -> 
     ids=["subnet-broadcast", "broadcast", "multicast", "multicast-ipv6"],
 )
 def test_broadcast_and_multicast_reach_all_others(lab: Lab, target: str, group: str) -> None:
-    listen = ("udp-listen", 5001, 3, *([group] if group else []))
+    listen: tuple[str | int, ...] = ("udp-listen", 5001, 3, *([group] if group else []))
     with inside(lab["b"], *listen) as one, inside(lab["c"], *listen) as other:
         for child in (one, other):
             child.result("ready")

@@ -276,15 +276,22 @@ def run_cli(
 
 
 def _print(result: Result) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     facts, memcpy = machine(), Spread.of(result.memcpy)
-    table = Table(title="Frames from one process to another", title_justify="left")
+    table = Table(
+        title="Frames from one process to another",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+    )
     for name in ("layout", "waiting", "frame"):
         table.add_column(name, no_wrap=True)
-    for name in ("Gbps", "min-max", "Mpps", "x memcpy", "CPU ns, tx+rx", "lock ns"):
+    for name in ("Gbps (min-max)", "Mpps", "x memcpy", "CPU ns", "lock ns"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         gbps = Spread.of(row.gbps)
@@ -294,8 +301,7 @@ def _print(result: Result) -> None:
             row.layout,
             row.waiting,
             f"{row.size} B",
-            f"{gbps.median:.1f}",
-            f"{gbps.low:.1f}-{gbps.high:.1f}",
+            gbps.text(0 if gbps.low >= 20 else 1),
             f"{Spread.of(row.mpps).median:.2f}",
             f"{Spread.of(row.of_memcpy).median:.2f}",
             cost,
@@ -304,9 +310,8 @@ def _print(result: Result) -> None:
     console.print(table)
     settings = result.settings
     console.print(
-        f"streaming memcpy, 32 MiB, one core: {memcpy.text()} Gbps. CPU and lock wait are for one frame."
-        f" Median of"
-        f" {settings['repetitions']} repetitions that took turns; packet buffer"
+        f"Streaming memcpy, 32 MiB, one core: {memcpy.text()} Gbps. CPU (sender + receiver) and"
+        f" lock wait are for one frame. Median of {settings['repetitions']} repetitions that took turns; packet buffer"
         f" {settings['channel_bytes']:,} B; CPUs {settings['cpus']}; every configuration was also"
         " run once with all bytes checked."
     )

@@ -45,20 +45,23 @@ def up(
         return
     start = time.monotonic()
     lab = lab_class().up(file, progress=note)
+    if not foreground:
+        # It is up: an interrupt that comes now is too late, and must not look as if it were not.
+        with _undisturbed():
+            _say_ready(lab, time.monotonic() - start, foreground=False)
+            if json:
+                print_json(lab.status())
+        return
     try:
-        _say_ready(lab, time.monotonic() - start, foreground=foreground)
+        _say_ready(lab, time.monotonic() - start, foreground=True)
         if json:
             print_json(lab.status())
-        if foreground:
-            _wait_while_up(lab)
+        _wait_while_up(lab)
     except KeyboardInterrupt:
-        if not foreground:
-            raise
         note(f"taking lab {lab.name} down")
     finally:
-        if foreground:
-            with _undisturbed():
-                _take_down(lab)
+        with _undisturbed():
+            _take_down(lab)
 
 
 def _say_ready(lab: Lab, seconds: float, *, foreground: bool) -> None:

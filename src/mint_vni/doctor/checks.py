@@ -14,7 +14,7 @@ from enum import StrEnum
 from mint_vni.doctor.facts import Facts
 from mint_vni.observe.units import size
 
-KERNEL_MIN = (5, 10)  # Debian 11's; pidfds, time-outs in sub-millisecond epoll and seals are older
+KERNEL_MIN = (5, 11)  # epoll_pwait2; what else is needed is older
 CPUS_WANTED = 2
 MEMORY_WANTED = 512 << 20
 DESCRIPTORS_WANTED = 16_384  # a supervisor of 64 nodes holds about 9,200

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Fabric:
         self._specs = dict(specs)
         self._regions = regions
         self._open: dict[str, Port] = {}
+        self._opening = threading.RLock()  # two threads may ask for the same port
         self._pid = os.getpid()
 
     @classmethod
@@ -123,10 +125,11 @@ class Fabric:
             FabricError: no such port, or (layout ``shared``) another process serves it.
         """
         if os.getpid() != self._pid:  # a forked child has its own ports
-            self._pid, self._open = os.getpid(), {}
-        if name not in self._open:
-            self._open[name] = self._open_port(self.spec(name))
-        return self._open[name]
+            self._pid, self._open, self._opening = os.getpid(), {}, threading.RLock()
+        with self._opening:
+            if name not in self._open:
+                self._open[name] = self._open_port(self.spec(name))
+            return self._open[name]
 
     def _open_port(self, spec: PortSpec) -> Port:
         r = self._regions
@@ -136,7 +139,13 @@ class Fabric:
             for other in self._specs.values():
                 if other.index == spec.index:
                     continue
-                fds = r.peer_fds(spec.index, other.index)
+                try:
+                    fds = r.peer_fds(spec.index, other.index)
+                except OSError as error:
+                    raise FabricError(
+                        f"port {spec.name}: channel with {other.name}: {error.strerror};"
+                        " raise the limit of descriptors (ulimit -n)"
+                    ) from None
                 try:
                     port.add_peer(other, capacity, fds)
                 finally:

@@ -5,8 +5,17 @@ Theory of operation: the work is done in C (``native/packed.c``), one call for a
 the interpreter lock is released meanwhile. Frames are plain: what the sender left to offloading
 arrives with its checksums complete and cut to size.
 
-A port may be used by several threads: calls take turns. A call that waits in :meth:`Port.recv`
-is interrupted by any other call on the same port and goes on waiting after it.
+A port may be used by several threads: calls take turns. A call that waits, for a frame or for room,
+is interrupted ("kicked") by any other call on the same port and goes on waiting after it. So that
+two that wait do not keep interrupting each other, the one that was interrupted is patient: it lets
+the other wait for `_PATIENCE_S` before it kicks in turn. Receivers wait for each other without
+that: what one would have to wait for, the other is waiting for already.
+
+A signal handler may raise anywhere, also between a lock's acquisition and the statement after it.
+The locks are re-entrant for that: the thread that was interrupted can go on, or close the port, and
+a handler may use the port itself.
+
+A forked child has no part in its parent's ports: for the child they are closed.
 """
 
 from __future__ import annotations
@@ -15,9 +24,9 @@ import errno
 import os
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mint_vni._native import ffi, lib
@@ -25,15 +34,15 @@ from mint_vni.errors import ChannelFull, FabricError, FrameError, ReceiveTimeout
 from mint_vni.fabric.config import FRAME_MAX, FRAME_MIN, PortSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
 _RECV_FRAMES = 256  # most frames that one call into C takes
 _RECV_BYTES = 4 * FRAME_MAX + _RECV_FRAMES * 2048
+_PATIENCE_S = 0.001
 
 
 def _ns(timeout: float | None) -> int:
-    return -1 if timeout is None else max(0, int(timeout * 1e9))
+    return -1 if timeout is None else int(min(max(0.0, timeout) * 1e9, 2.0**62))
 
 
 def _check(err: int, what: str) -> None:
@@ -67,24 +76,39 @@ class Port:
         self.mac = spec.mac
         self._on_close = on_close
         self._bells: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._new_locks()
         self._service: Callable[[], None] | None = None
         self._service_fd = -1
-        self._kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        config = ffi.new("struct mint_port_config *")
-        spec.fill(config, slots, layout)
-        out = ffi.new("struct mint_port **")
-        err = lib.mint_port_open(out, config, control_fd, -1 if pool_fd is None else pool_fd)
-        if err < 0:
-            os.close(self._kick)
-            self._kick = -1
-            raise FabricError(f"port {spec.name} cannot be opened: {os.strerror(-err)}")
-        self._port: Any = out[0]
+        self._kick = -1
+        self._port: Any = None
         self._plain: Any = lib.mint_plain_new()
-        self._buffer: Any = ffi.new("uint8_t[]", _RECV_BYTES)
-        self._lens: Any = ffi.new("uint32_t[]", _RECV_FRAMES)
-        _check(lib.mint_port_watch(self._port, self._kick, lib.MINT_EV_CONTROL), "port")
+        self._buffers: tuple[Any, Any] | None = None  # taken while they are in use
+        try:
+            self._open(slots, layout, control_fd, -1 if pool_fd is None else pool_fd)
+        except BaseException:
+            self._free()
+            raise
+
+    def _open(self, slots: int, layout: int, control_fd: int, pool_fd: int) -> None:
+        config = ffi.new("struct mint_port_config *")
+        self.spec.fill(config, slots, layout)
+        out = ffi.new("struct mint_port **")
+        what = f"port {self.name} cannot be opened"
+        if self._plain == ffi.NULL:
+            _check(-errno.ENOMEM, what)
+        _check(lib.mint_port_open(out, config, control_fd, pool_fd), what)
+        self._port = out[0]
+        try:
+            self._kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise FabricError(f"{what}: {error.strerror}") from None
+        _check(lib.mint_port_watch(self._port, self._kick, lib.MINT_EV_CONTROL), what)
+        _ports.add(self)
+
+    def _new_locks(self) -> None:
+        self._lock = threading.RLock()  # held during each call into C
+        self._turn = threading.RLock()  # held while waiting for it
+        self._receiving = threading.RLock()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -100,22 +124,24 @@ class Port:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._kick < 0 else "open"
+        state = "closed" if self._port is None else "open"
         return f"<Port {self.name} {self.mac} {state}>"
 
     def close(self) -> None:
-        """Leave the fabric; safe to repeat."""
-        if self._kick < 0:
+        """Leave the fabric; safe to repeat. What was sent before still arrives."""
+        if self._port is None:
             return
-        with self._exclusive():
+        self._take_turn(patient=False)
+        try:
             port, self._port = self._port, None
-            for index in list(self._bells):
-                lib.mint_port_drop_peer(port, index)
-                os.close(self._bells.pop(index))
+            if port is None:  # another thread was faster
+                return
+            lib.mint_port_leave(port)
             lib.mint_port_close(port)
-            lib.mint_plain_free(self._plain)
-            os.close(self._kick)
-            self._kick = -1
+        finally:
+            self._lock.release()
+        with self._turn:  # nobody is about to kick
+            self._free()
         if self._on_close:
             self._on_close(self)
 
@@ -126,19 +152,45 @@ class Port:
             raise FabricError(f"port {self.name} is closed; open another")
         return self._port
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One thread at a time; whoever waits in recv() is made to let go."""
+    def _forked(self) -> None:
+        """In a child: close the parent's port here, whoever held which lock there."""
+        self._new_locks()
+        lib.mint_port_disown(ffi.NULL if self._port is None else self._port)
+        self._port = None
+        self._free()
+
+    def _free(self) -> None:
+        """Give back all but the locks; nobody is in a call."""
+        lib.mint_port_close(ffi.NULL if self._port is None else self._port)
+        lib.mint_plain_free(self._plain)
+        self._port = None
+        self._plain = ffi.NULL
+        for fd in [self._kick, *self._bells.values()]:
+            if fd >= 0:
+                os.close(fd)
+        self._kick = -1
+        self._bells.clear()
+
+    def _take_turn(self, *, patient: bool) -> None:
+        """Take the lock; whoever waits in C is made to let go."""
         with self._turn:
-            if not self._lock.acquire(blocking=False):
+            if self._lock.acquire(blocking=False):
+                return
+            if patient and self._lock.acquire(timeout=_PATIENCE_S):
+                return
+            if self._kick >= 0:
                 os.eventfd_write(self._kick, 1)
-                self._lock.acquire()
-        try:
-            if self._port is None and self._kick < 0:
-                raise FabricError(f"port {self.name} is closed; open another")
-            yield
-        finally:
+            self._lock.acquire()
+
+    def _enter(self, *, patient: bool = False) -> None:
+        """Begin a call into C; `_leave` is to follow, whatever happens."""
+        self._take_turn(patient=patient)
+        if self._port is None:
             self._lock.release()
+            raise FabricError(f"port {self.name} is closed; open another")
+
+    def _leave(self) -> None:
+        self._lock.release()
 
     # -- peers ----------------------------------------------------------------------------------
 
@@ -159,22 +211,30 @@ class Port:
         c.ctl_fd = fds[0]
         if len(fds) == 4:
             c.tx_fd, c.rx_fd = fds[1], fds[2]
-        bell = os.dup(fds[-1])
-        c.bell_fd = bell
-        with self._exclusive():
+        what = f"port {self.name}: channel with {spec.name}"
+        self._enter()
+        try:
+            bell = c.bell_fd = os.dup(fds[-1])
             err = lib.mint_port_add_peer(self._port, c)
-        if err < 0:
-            os.close(bell)
-            raise FabricError(f"port {self.name}: channel with {spec.name}: {os.strerror(-err)}")
-        self._bells[spec.index] = bell
+            if err < 0:
+                os.close(bell)
+                _check(err, what)
+            self._bells[spec.index] = bell
+        except OSError as error:
+            raise FabricError(f"{what}: {error.strerror}") from None
+        finally:
+            self._leave()
 
     def drop_peer(self, index: int) -> None:
         """Close the channels with another port, if they are open."""
-        with self._exclusive():
+        self._enter()
+        try:
             lib.mint_port_drop_peer(self._port, index)
             bell = self._bells.pop(index, None)
             if bell is not None:
                 os.close(bell)
+        finally:
+            self._leave()
 
     def serve(self, fd: int, service: Callable[[], None]) -> None:
         """Call ``service`` (outside the port's lock) whenever ``fd`` is readable during a call."""
@@ -223,34 +283,37 @@ class Port:
         """
         lens = array("I", map(len, frames))
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        done = ffi.new("uint32_t *")
-        limit, sent = _ns(timeout), 0
-        start = time.monotonic_ns()
+        deadline = None if timeout is None else time.monotonic_ns() + _ns(timeout)
+        limit, sent, patient = _ns(timeout), 0, False
         if self._service:
             self._service()
         while True:
-            with self._exclusive():
-                err = lib.mint_port_send_packed(
-                    self._port,
-                    ffi.from_buffer("uint8_t[]", data),
-                    ffi.from_buffer("uint32_t[]", lens),
-                    len(lens),
-                    limit,
-                    done,
-                )
-            sent += done[0]
+            err, done = self._send_packed(data, lens, limit, patient)
+            sent += done
             if err == -errno.EMSGSIZE:
                 raise FrameError(
-                    f"port {self.name}: frame {sent} has {lens[done[0]]} bytes;"
+                    f"port {self.name}: frame {sent} has {lens[done]} bytes;"
                     f" send {FRAME_MIN} to {FRAME_MAX}"
                 )
-            if err == -errno.EINTR and limit != 0:
-                data = memoryview(data)[sum(lens[: done[0]]) :]
-                lens = lens[done[0] :]
-                if limit > 0:
-                    limit = max(0, _ns(timeout) - (time.monotonic_ns() - start))
-                continue
-            return int(sent)
+            if err != -errno.EINTR:
+                return sent
+            data, lens = memoryview(data)[sum(lens[:done]) :], lens[done:]
+            if deadline is not None:
+                limit = max(0, deadline - time.monotonic_ns())
+            patient = True
+
+    def _send_packed(self, data: Any, lens: Any, limit: int, patient: bool) -> tuple[int, int]:
+        """One call into C. Returns its result and how many frames were accepted."""
+        done = ffi.new("uint32_t *")
+        frames, sizes = ffi.from_buffer("uint8_t[]", data), ffi.from_buffer("uint32_t[]", lens)
+        self._enter(patient=patient)
+        try:
+            err = lib.mint_port_send_packed(self._port, frames, sizes, len(lens), limit, done)
+            if err == -errno.EINTR:
+                self._drain_kick()
+        finally:
+            self._leave()
+        return err, done[0]
 
     def recv(self, timeout: float | None = None) -> bytes:
         """Receive one frame.
@@ -270,40 +333,51 @@ class Port:
         """Receive up to ``limit`` frames, waiting for the first only.
 
         Args:
-            limit: most frames to return; at most 256 come at once.
+            limit: most frames to return, 1 or more; at most 256 come at once.
             timeout: seconds to wait for the first frame; None: for ever.
 
         Returns:
             The frames, oldest first; an empty list after the time-out.
         """
+        if limit < 1:
+            raise ValueError(f"limit {limit} is too small; ask for one frame or more")
         deadline = None if timeout is None else time.monotonic_ns() + _ns(timeout)
-        limit = min(limit, _RECV_FRAMES)
+        wait_s = -1.0 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        if not self._receiving.acquire(timeout=wait_s):
+            return []  # another thread has been waiting all the while
+        try:
+            return self._recv_packed(min(limit, _RECV_FRAMES), deadline)
+        finally:
+            self._receiving.release()
+
+    def _recv_packed(self, limit: int, deadline: int | None) -> list[bytes]:
+        """Receive, however often that is interrupted; this thread is the only receiver."""
+        buffers, self._buffers = self._buffers, None
+        buffer, lens = buffers or (
+            ffi.new("uint8_t[]", _RECV_BYTES),
+            ffi.new("uint32_t[]", _RECV_FRAMES),
+        )
+        patient = False
         while True:
             left = -1 if deadline is None else max(0, deadline - time.monotonic_ns())
-            with self._exclusive():
+            self._enter(patient=patient)
+            try:
                 n = lib.mint_port_recv_packed(
-                    self._port, self._plain, self._buffer, _RECV_BYTES, self._lens, limit, left
+                    self._port, self._plain, buffer, _RECV_BYTES, lens, limit, left
                 )
-                if n > 0:
-                    return self._unpack(n)
                 if n == -errno.EINTR:
                     self._drain_kick()
-                elif n < 0:
-                    _check(n, f"port {self.name}: receiving")
-            if n == 0:
-                return []
+            finally:
+                self._leave()
+            if n >= 0:
+                break
+            if n != -errno.EINTR:
+                _check(n, f"port {self.name}: receiving")
             if self._service:
                 self._service()
-            with self._turn:  # whoever kicked goes first
-                pass
-
-    def _unpack(self, n: int) -> list[bytes]:
-        lens = self._lens[0:n]
-        data = ffi.buffer(self._buffer, sum(lens))[:]
-        frames, at = [], 0
-        for size in lens:
-            frames.append(data[at : at + size])
-            at += size
+            patient = True
+        frames = _unpack(buffer, lens[0:n]) if n else []
+        self._buffers = buffer, lens
         return frames
 
     def _drain_kick(self) -> None:
@@ -311,3 +385,23 @@ class Port:
             os.eventfd_read(self._kick)
         except BlockingIOError:
             pass  # it was the service's descriptor, or a signal
+
+
+def _unpack(buffer: Any, lens: list[int]) -> list[bytes]:
+    data = ffi.buffer(buffer, sum(lens))[:]
+    frames, at = [], 0
+    for size in lens:
+        frames.append(data[at : at + size])
+        at += size
+    return frames
+
+
+_ports: weakref.WeakSet[Port] = weakref.WeakSet()
+
+
+def _forget_ports_of_parent() -> None:
+    for port in list(_ports):
+        port._forked()  # noqa: SLF001 - a function of this class's own module
+
+
+os.register_at_fork(after_in_child=_forget_ports_of_parent)

@@ -148,18 +148,27 @@ class Regions:
         In the order of the control protocol; freshly opened (the caller closes them), each with no
         more rights than the port may have.
         """
-        fds = [reopen(self.control[peer])]
-        if self.layout == "per-channel":
-            fds.append(os.dup(self.payload[index, peer]))
-            fds.append(reopen(self.payload[peer, index]))
-        fds.append(os.dup(self.bells[index, peer]))
+        fds: list[int] = []
+        try:
+            fds.append(reopen(self.control[peer]))
+            if self.layout == "per-channel":
+                fds.append(os.dup(self.payload[index, peer]))
+                fds.append(reopen(self.payload[peer, index]))
+            fds.append(os.dup(self.bells[index, peer]))
+        except OSError:
+            _close(*fds)
+            raise
         return fds
 
     def open_fds(self, index: int) -> list[int]:
         """Descriptors that port ``index`` needs for itself; freshly opened."""
         fds = [os.dup(self.control[index])]
         if self.pool is not None:
-            fds.append(reopen(self.pool, writable=True))
+            try:
+                fds.append(reopen(self.pool, writable=True))
+            except OSError:
+                _close(*fds)
+                raise
         return fds
 
     def remove_port(self, index: int) -> None:

@@ -8,6 +8,7 @@ the lab's id, then the lab's directory. Everything else it had vanished with its
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -22,6 +23,7 @@ from mint_vni.lab.process import Process
 from mint_vni.nodes import undo
 
 _GIVE_UP_S = 10.0
+_YOUNG_S = 1.0  # whoever made a directory locks it at once
 _ORDER = ("node", "process", "cgroup", "cgroup-control")
 
 
@@ -69,12 +71,31 @@ def _collect_one(name: str, dry_run: bool) -> Cleared:
         return Cleared(name, "adopted")
     if dry_run:
         return Cleared(name, "garbage", described)
-    if not _claim(name):
+    problems = clear(name)
+    if problems is None:
         return Cleared(name, "running")  # it is just being started
-    problems = _undo_all(entries)
-    if not problems:
-        shutil.rmtree(paths.lab_dir(name), ignore_errors=True)
     return Cleared(name, "failed" if problems else "removed", described, problems)
+
+
+def clear(name: str) -> list[str] | None:
+    """Undo what the journal of a lab without a supervisor says, and remove its directory.
+
+    Returns:
+        What could not be undone, one sentence each; None: somebody is starting or adopting it.
+    """
+    directory = paths.lab_dir(name)
+    try:
+        if not _claim(name):
+            return None
+    except FileNotFoundError:
+        return []
+    problems = _undo_all(journal.read(directory / "journal"))
+    if not problems:
+        (directory / "journal").unlink(missing_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            paths.RUN_DIR.rmdir()
+    return problems
 
 
 def _claim(name: str) -> bool:
@@ -136,9 +157,10 @@ def _remove_unclaimed() -> None:
     if not paths.RUN_DIR.is_dir():
         return
     for path in paths.RUN_DIR.iterdir():
-        old = time.time() - path.stat().st_mtime > _GIVE_UP_S
-        if path.is_dir() and old and not (path / "journal").exists():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            old = time.time() - path.stat().st_ctime > _YOUNG_S
+            if path.is_dir() and old and not (path / "journal").exists() and _claim(path.name):
+                shutil.rmtree(path, ignore_errors=True)
     try:
         paths.RUN_DIR.rmdir()
     except OSError:

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mint_vni.errors import InternalError, LabStateError, MintError, PlatformError
+from mint_vni.errors import LabStateError, MintError, PlatformError
 from mint_vni.lab import paths, protocol
 from mint_vni.lab.plan import LabPlan
 from mint_vni.nodes.proc import wait_ended
@@ -24,6 +25,7 @@ Progress = Callable[[str], None]
 
 _ANSWER_S = 60.0
 _UNDO_S = 30.0
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def require_root() -> None:
@@ -38,28 +40,75 @@ def require_root() -> None:
         )
 
 
-def start(plan: LabPlan, progress: Progress | None = None) -> None:
-    """Bring a lab up; returns when it is ready.
+@contextlib.contextmanager
+def start(plan: LabPlan, progress: Progress | None = None) -> Iterator[Callable[[], None]]:
+    """Bring a lab up; it is ready inside the ``with`` block.
+
+    Yields:
+        A function that keeps the lab up. Without it, whatever ends the block takes it down again.
 
     Raises:
         LabStateError: a lab of this name is up.
         MintError: it cannot be brought up; everything was undone.
     """
     require_root()
-    directory = paths.claim(plan.name)
+    # From claiming the name to being ready to give it back, no interrupt must come in between.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
-        paths.write_json(directory / "plan.json", plan.to_json())
-        _run_supervisor("up", directory, progress)
+        directory = paths.claim(plan.name)
     except BaseException:
-        if not (directory / "supervisor.sock").exists():
-            shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            paths.RUN_DIR.rmdir()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        lock = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.closing(_Descriptor(lock)) as held:
+            _lock(lock, plan.name)  # nobody is to adopt it, or to take it for garbage
+            paths.write_json(directory / "plan.json", plan.to_json())
+            with _supervisor("up", directory) as sock:
+                _follow(sock, progress, directory)
+                held.close()
+                yield lambda: _keep(sock, plan.name)
+    except BaseException:
+        _clear_rest(plan.name)
         raise
 
 
-def _run_supervisor(mode: str, directory: Path, progress: Progress | None) -> None:
-    """Start a supervisor process and wait until it serves the lab."""
+def _clear_rest(name: str) -> None:
+    """Undo what a supervisor that died without undoing it had written down."""
+    from mint_vni.lab import clean
+
+    if not is_served(name):
+        clean.clear(name)
+
+
+class _Descriptor:
+    """A descriptor that is closed once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        """Close it; safe to repeat."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _keep(sock: socket.socket, name: str) -> None:
+    """Tell the supervisor that its lab is wanted: from here on it does not depend on us."""
+    try:
+        sock.send(b"keep")
+    except OSError as error:
+        raise LabStateError(f"lab {name}: its supervisor ended ({error}); try again") from None
+
+
+@contextlib.contextmanager
+def _supervisor(mode: str, directory: Path) -> Iterator[socket.socket]:
+    """Start a supervisor process; a connection to it.
+
+    When the block ends with an exception, the supervisor undoes what it did, and that is awaited.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with open(directory / "log" / "supervisor.log", "ab") as log:
         process = subprocess.Popen(
@@ -80,10 +129,10 @@ def _run_supervisor(mode: str, directory: Path, progress: Progress | None) -> No
             cwd="/",
         )
     theirs.close()
-    process.wait()  # it goes on as a child of its own
     with ours:
         try:
-            _follow(ours, progress, directory)
+            process.wait()  # it goes on as a child of its own
+            yield ours
         except BaseException:
             _await_undo(ours)
             raise
@@ -104,8 +153,9 @@ def _follow(sock: socket.socket, progress: Progress | None, directory: Path) -> 
         try:
             message = protocol.receive(sock)
         except ConnectionError:
-            raise InternalError(
-                f"the supervisor ended without a word; it may have said why: {_last_words(directory)}"
+            raise LabStateError(
+                f"lab {directory.name}: its supervisor ended without a word: {_last_words(directory)};"
+                " try again"
             ) from None
         protocol.raise_error(message)
         if "result" in message:
@@ -173,9 +223,16 @@ class Client:
         Raises:
             MintError: what the supervisor says went wrong.
         """
+        message = {"op": op, **arguments}
         try:
-            protocol.send(self.sock, {"op": op, **arguments})
-            answer = protocol.receive(self.sock)
+            try:
+                answer = self._exchange(message)
+            except ConnectionError:
+                # It had been killed and was not quite gone yet when we connected, or has died
+                # since: the next one answers, if there is a lab still.
+                self.close()
+                self.sock = self._connect()
+                answer = self._exchange(message)
         except TimeoutError:
             raise LabStateError(
                 f"the supervisor of lab {self.name} did not answer within {_ANSWER_S:.0f} s"
@@ -184,6 +241,10 @@ class Client:
             raise LabStateError(f"lab {self.name}: {error}; try again") from None
         protocol.raise_error(answer)
         return answer.get("result")
+
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+        protocol.send(self.sock, message)
+        return protocol.receive(self.sock)
 
     def await_end(self, seconds: float) -> None:
         """Wait until the supervisor's process has ended; for after ``down``."""
@@ -208,14 +269,13 @@ def _adopt(directory: Path, name: str) -> None:
         with probe, contextlib.suppress(OSError):
             probe.connect(str(directory / "supervisor.sock"))
             return  # somebody else was faster
-        _run_supervisor("adopt", directory, None)
+        with _supervisor("adopt", directory) as sock:
+            _follow(sock, None, directory)
     finally:
         os.close(lock)
 
 
 def _lock(fd: int, name: str) -> None:
-    import fcntl
-
     deadline = time.monotonic() + _ANSWER_S
     while True:
         try:

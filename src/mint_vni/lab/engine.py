@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import sys
 import time
@@ -45,6 +46,8 @@ READY_S = 30.0  # a node that is not ready after so long has failed
 STOP_S = 10.0
 _BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often it died lately
 _LATELY_S = 5.0
+_PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
 
 
@@ -170,6 +173,8 @@ class Engine:
         await _all(self._start_node(m, ssh) for m in members)
         progress("joining them over shared memory")
         await _all(asyncio.to_thread(self._join, m, self._others(m)) for m in members)
+        # Only now, for what a node sends before all others listen would be dropped.
+        await _all(asyncio.to_thread(self._begin, m) for m in members)
         for member in members:
             member.state = "up"
         progress("waiting until every node answers")
@@ -203,20 +208,19 @@ class Engine:
         return Worker(name, self.directory / f"w-{name}.sock", log_path)
 
     def _start_worker(self, member: Member) -> None:
-        """Start a member's worker and give it its port and its device."""
+        """Start a member's worker and give it its port."""
         worker, node = member.worker, _node(member)
-        assert worker is not None and node.tap_fd is not None
+        assert worker is not None
+        member.last_start = time.monotonic()
         process = worker.start()
         self.journal.write(
             "process", {"pid": process.pid, "start": process.start, "what": f"worker {member.name}"}
         )
-        member.last_start = time.monotonic()
         for path in node.worker_cgroup_join():
             Path(path).write_text(str(process.pid))
         spec, slots = member.spec, self.regions.slots
         opening = wire.open_message(spec, slots, self.regions.layout_code, member.uid, member.uid)
         _request(worker, opening, self.regions.open_fds(spec.index))
-        worker.request(wire.tap_message(node.plan.offload), [node.tap_fd])
 
     def _join(self, member: Member, others: Iterable[Member]) -> None:
         """Tell a member's worker of its peers."""
@@ -225,6 +229,16 @@ class Engine:
         for other in others:
             data = wire.add_peer_message(other.spec, self.capacity)
             _request(worker, data, self.regions.peer_fds(member.spec.index, other.spec.index))
+
+    def _begin(self, member: Member) -> None:
+        """Give a member's worker its device, with which frames begin to move.
+
+        After its peers: in layout shared frames may wait for it already, whose senders it must
+        know.
+        """
+        worker, node = member.worker, _node(member)
+        assert worker is not None and node.tap_fd is not None
+        worker.request(wire.tap_message(node.plan.offload), [node.tap_fd])
 
     # -- crashes --------------------------------------------------------------------------------
 
@@ -281,6 +295,7 @@ class Engine:
             try:
                 await asyncio.to_thread(self._start_worker, member)
                 await asyncio.to_thread(self._join, member, self._others(member))
+                await asyncio.to_thread(self._begin, member)
                 member.state = "up"
             except (MintError, OSError) as error:
                 log(f"worker of {member.name} cannot be replaced: {error}")
@@ -315,6 +330,11 @@ class Engine:
             return member
 
     def _raw_spec(self, name: str, mac: str | None) -> PortSpec:
+        if not _PORT_NAME.fullmatch(name):
+            raise FabricError(
+                f"{name!r} is no name for a port; use at most 31 letters, digits, dots, hyphens and"
+                " underscores, beginning with a letter or digit"
+            )
         if any(m.name == name for m in self.members.values()):
             raise LabStateError(f"lab {self.plan.name} has a port {name} already; use another name")
         index = next((i for i in range(self.regions.slots) if i not in self.members), None)
@@ -323,7 +343,7 @@ class Engine:
                 f"lab {self.plan.name} has no room for another port;"
                 f" raise fabric: {{slots: {self.regions.slots}}} in the lab file"
             )
-        mac = mac or default_mac(index)
+        mac = default_mac(index) if mac is None else _checked_mac(mac)
         if any(m.spec.mac == mac for m in self.members.values()):
             raise LabStateError(f"lab {self.plan.name}: MAC {mac} is taken; use another")
         return PortSpec(index, name, mac, stall_us=self.plan.stall_us, poll_us=self.plan.poll_us)
@@ -409,14 +429,15 @@ class Engine:
             What could not be removed, one sentence each.
         """
         self.state = "stopping"
-        for task in list(self._tasks):
-            task.cancel()
-        members = list(self.members.values())
-        problems = await asyncio.gather(*(self._stop_member(m) for m in members))
-        for member in members:
-            member.close()
-        self.members.clear()
-        self.regions.close()
+        async with self._changing:  # what is half done, such as a worker's start, is finished first
+            for task in list(self._tasks):
+                task.cancel()
+            members = list(self.members.values())
+            problems = await asyncio.gather(*(self._stop_member(m) for m in members))
+            for member in members:
+                member.close()
+            self.members.clear()
+            self.regions.close()
         return [problem for found in problems for problem in found]
 
     async def _stop_member(self, member: Member) -> list[str]:
@@ -440,6 +461,18 @@ def _tail(path: Path) -> str:
             return file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
+
+
+def _checked_mac(mac: str) -> str:
+    """A MAC address that a port can have, in lower case."""
+    mac = mac.lower()
+    group = _MAC.fullmatch(mac) is not None and int(mac[:2], 16) & 1
+    if not _MAC.fullmatch(mac) or group or not mac.strip("0:"):
+        raise FabricError(
+            f"{mac!r} is no MAC address for a port; write six pairs of hex digits, the first even:"
+            " 02:00:00:00:00:0a"
+        )
+    return mac
 
 
 def _node(member: Member) -> Any:

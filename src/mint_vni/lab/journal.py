@@ -11,7 +11,7 @@ not made yet.
 ``process`` ``pid`` and ``start`` (field 22 of ``/proc/PID/stat``), written right
             after the start: a worker that nobody talks to ends by itself
 ``cgroup``  ``path`` of a cgroup, below which nothing else lives
-``cgroup-setting``  ``path``, ``old``: a value to be written back
+``cgroup-control``  ``path``, ``added``: controllers that a parent was made to delegate
 ==========  =======================================================================
 """
 

@@ -133,8 +133,10 @@ class Lab:
         """
         plan = read_plan(source)
         check_machine(plan, MachineFacts.here())
-        start(plan, progress)
-        return cls(plan.name)
+        with start(plan, progress) as keep:
+            lab = cls(plan.name)
+            keep()
+        return lab
 
     @classmethod
     def connect(cls, name: str | None = None) -> Lab:

@@ -101,11 +101,31 @@ class Member:
             "state": self._live_state(),
             "worker": self._worker_status(),
             **{name: counters.get(name, 0) for name in _TRAFFIC},
-            "drops": drops(counters),
+            "drops": drops(counters) | ({"queue": queue} if (queue := self._queue_drops()) else {}),
             "counters": counters,
         }
 
+    def _queue_drops(self) -> int:
+        """Frames that the node's kernel dropped because the worker did not take them in time.
+
+        ``/proc/PID/net/dev`` is of the process's own namespace; the 12th number of an interface is
+        of frames that were not transmitted.
+        """
+        if self.node is None:
+            return 0
+        try:
+            with open(f"/proc/{self.node.pid}/net/dev") as file:
+                for line in file:
+                    name, _, numbers = line.partition(":")
+                    if name.strip() == self.node.plan.interface:
+                        return int(numbers.split()[11])
+        except OSError:
+            pass  # the node has ended
+        return 0
+
     def _live_state(self) -> str:
+        if self.node is not None and not self.node.alive():
+            return "down"
         if self.state == "up" and self.worker and self.worker.process:
             return "up" if self.worker.process.alive() else "restarting"
         return self.state

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,27 @@ def claim(name: str) -> Path:
     """
     path = lab_dir(name)
     try:
-        RUN_DIR.mkdir(mode=0o711, exist_ok=True)
-        path.mkdir(mode=0o700)
+        try:
+            RUN_DIR.mkdir(mode=0o711, exist_ok=True)
+            path.mkdir(mode=0o700)
+        except FileNotFoundError:  # the last lab went, and took it along
+            RUN_DIR.mkdir(mode=0o711, exist_ok=True)
+            path.mkdir(mode=0o700)
     except FileExistsError:
         raise LabStateError(
             f"lab {name} is already up; take it down with: mint down {name}"
+            " (after a crash: mint gc)"
         ) from None
     except PermissionError:
         raise PlatformError(
             f"no permission to create {path}; run mint as root, for instance with sudo"
         ) from None
-    (path / "nodes").mkdir(mode=0o700)
-    (path / "log").mkdir(mode=0o700)
+    try:
+        (path / "nodes").mkdir(mode=0o700)
+        (path / "log").mkdir(mode=0o700)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return path
 
 

@@ -13,7 +13,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 from mint_vni.errors import PlatformError
 from mint_vni.lab.assign import Identity, assign
@@ -296,6 +296,16 @@ def _node(model: LabModel, name: str, index: int, identity: Identity, lines: Lin
     )
 
 
+_CAP_SYS_RESOURCE: Final = 24
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process has the right to; root of a container often has not."""
+    status = FilePath("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+
+
 @dataclass(frozen=True)
 class MachineFacts:
     """What `check_machine` needs to know about a machine.
@@ -322,7 +332,7 @@ class MachineFacts:
             cpus = frozenset(parse_cpu_list(online.strip()))
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            if os.geteuid() == 0 or limit == resource.RLIM_INFINITY:
+            if _may_raise_limits() or limit == resource.RLIM_INFINITY:
                 # Root may raise the hard limit up to what the kernel allows any process.
                 limit = int(FilePath("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
         except (OSError, ValueError) as error:

@@ -5,7 +5,8 @@
     python -m mint_vni.lab.supervisor adopt DIRECTORY FD   take over from a dead supervisor
 
 FD is a socket to whoever started it: progress, then a result or an error, in the protocol of
-`mint_vni.lab.protocol`. When it closes before the lab is ready, everything is undone.
+`mint_vni.lab.protocol`. Whoever brought a lab up then says that it is to be kept (any packet): when
+the socket closes before that, everything is undone.
 
 It serves ``supervisor.sock`` in the lab's directory (root only). Requests:
 
@@ -62,6 +63,7 @@ class Server:
         """Listen at the lab's socket."""
         self.engine = engine
         self.done = asyncio.Event()
+        self._stopped = False
         path = engine.directory / "supervisor.sock"
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -157,14 +159,17 @@ class Server:
     async def stop(self) -> list[str]:
         """Take the lab down; what could not be removed."""
         async with self._stopping:
-            if self.done.is_set():
+            if self._stopped:
                 return []
             problems = await self.engine.down()
-            self._listener.close()
+            self._stopped = True
             if not problems:
+                # The journal first: without it there is no such lab, for whoever looks meanwhile.
+                (self.engine.directory / "journal").unlink(missing_ok=True)
                 shutil.rmtree(self.engine.directory, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     paths.RUN_DIR.rmdir()  # the last lab: leave nothing behind
+            self._listener.close()
             for problem in problems:
                 log(f"left behind: {problem}")
             return problems
@@ -227,6 +232,13 @@ class Starter:
             while await loop.sock_recv(self._sock, _PACKET):
                 pass
 
+    async def keeps(self) -> bool:
+        """Whether the other side wants the lab; it has gone otherwise."""
+        try:
+            return bool(await asyncio.get_running_loop().sock_recv(self._sock, _PACKET))
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
@@ -257,21 +269,27 @@ async def _run(mode: str, directory: Path, fd: int) -> int:
     if mode == "up":
         journal.write("lab", {"id": lab_id, "name": plan.name, "boot": boot_id()})
     engine = Engine(plan, directory, lab_id, journal)
-    engine.save() if mode == "up" else None
-    server = Server(engine)
     if mode == "up":
+        engine.save()
+        server = Server(engine)
         error = await _bring_up(engine, starter)
+        problems = await server.stop() if error else []
     else:
-        error = await adopt(engine, facts)
+        error, problems = await adopt(engine, facts), []
     if error is not None:
         log(f"error: {error}")
-        problems = await server.stop() if mode == "up" else []
         starter.tell(protocol.error_message(error) | {"problems": problems})
         return 1
+    if mode == "adopt":
+        server = Server(engine)  # not before: the socket may be a living supervisor's
     accept = asyncio.create_task(server.accept())
     _on_signals(server)
     log(f"lab {plan.name} is {engine.state}")
     starter.tell({"result": {"id": engine.lab_id}})
+    if mode == "up" and not await starter.keeps():
+        log("whoever started this lab has gone; undoing")
+        await server.stop()
+        server.done.set()
     starter.close()
     await server.done.wait()
     accept.cancel()
@@ -290,10 +308,14 @@ def _on_signals(server: Server) -> None:
 
 
 def _allow_descriptors(needed: int) -> None:
-    """Raise the soft limit of descriptors as far as the lab needs and the hard limit allows."""
+    """Raise the limits of descriptors as far as the lab needs and we may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
+    if needed <= soft:
+        return
+    for limits in ((needed, max(needed, hard)), (min(needed, hard), hard)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            return
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from mint_vni._native import ffi, lib
 from mint_vni.errors import FabricError
 from mint_vni.fabric.config import PortSpec
+from mint_vni.nodes.proc import receive_fds
 
 OPEN = int(lib.MINT_MSG_OPEN)
 TAP = int(lib.MINT_MSG_TAP)
@@ -130,7 +131,7 @@ def receive(sock: socket.socket, flags: int = 0) -> Message:
         ConnectionError: the other side is gone.
         BlockingIOError: none now (with ``MSG_DONTWAIT``); TimeoutError: none in time.
     """
-    data, fds, _, _ = socket.recv_fds(sock, SIZE + 1, _FDS_MAX, flags | socket.MSG_CMSG_CLOEXEC)
+    data, fds = receive_fds(sock, SIZE + 1, _FDS_MAX, flags)
     if not data:
         raise ConnectionError("the other side of a control connection is gone")
     try:

@@ -56,12 +56,10 @@ class Worker:
         Raises:
             OSError: it cannot be executed.
         """
-        if self._listener is None:
-            self._path.unlink(missing_ok=True)
-            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._listener.bind(str(self._path))
-            os.chmod(self._path, 0o600)
-            self._listener.listen(4)
+        self._listen()
+        assert self._listener is not None
+        # Before it exists: if we die any time after this, it finds the connection closed and ends.
+        self.connect()
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             pid = os.posix_spawn(
@@ -79,8 +77,17 @@ class Worker:
         finally:
             os.close(log)
         self.process = Process(pid, process_start_time(pid) or 0)
-        self.connect()
         return self.process
+
+    def _listen(self) -> None:
+        """Make the control socket, anew for each process: none finds what another left waiting."""
+        if self._listener is not None:
+            self._listener.close()
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(self._path))
+        os.chmod(self._path, 0o600)
+        self._listener.listen(4)
 
     def adopt(self, process: Process) -> None:
         """Take over a worker that another supervisor started.

@@ -167,6 +167,8 @@ def become_node(request: dict) -> None:  # type: ignore[type-arg]
     # sshd records logins in wtmp and lastlog: the host's are none of the node's business.
     if os.path.isdir("/var/log"):
         mount_tmpfs("/var/log", 0o755, size)
+        with open("/var/log/lastlog", "wb"):
+            pass  # sshd complains at each login when there is none
     for path, mode in (("/run/sshd", 0o755), ("/run/lock", 0o1777), (PRIVATE, 0o755)):
         make_directory(path, mode)
     cover_files(request)

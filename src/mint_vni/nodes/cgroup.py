@@ -32,12 +32,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from mint_vni.errors import NodeError
+from mint_vni.lab.units import format_cpu_list
 
 __all__ = [
     "CgroupHost",
@@ -45,7 +46,6 @@ __all__ = [
     "EnforcedBy",
     "Journal",
     "NodeCgroup",
-    "format_cpus",
     "undo",
 ]
 
@@ -280,7 +280,7 @@ class _Maker:
         if cpuset:
             # A version 1 cpuset starts empty, and no process may join it until both are set.
             _write(group / "cpuset.mems", (mount / "cpuset.mems").read_text().strip())
-            _write(group / "cpuset.cpus", format_cpus(self.cpus))
+            _write(group / "cpuset.cpus", format_cpu_list(self.cpus))
         if memory and self.memory is not None:
             _write(group / "memory.limit_in_bytes", str(self.memory))
             with_swap = group / "memory.memsw.limit_in_bytes"
@@ -296,7 +296,7 @@ class _Maker:
         delegate(mount, names, self.journal)
         group = self._directory(mount / self.name)
         if cpuset:
-            _write(group / "cpuset.cpus", format_cpus(self.cpus))
+            _write(group / "cpuset.cpus", format_cpu_list(self.cpus))
         if memory:
             delegate(group, ["memory"], None)
         work, worker = self._directory(group / "work"), self._directory(group / "worker")
@@ -334,11 +334,6 @@ class _Maker:
             limited: EnforcedBy = version if self.memory is not None else "none"
             made = replace(made, memory_enforced_by=limited, usage=str(usage))
         self.made = made
-
-
-def format_cpus(cpus: Iterable[int]) -> str:
-    """Return CPUs as the kernel's lists have them: ``0,2,3``."""
-    return ",".join(str(cpu) for cpu in cpus)
 
 
 def _write(path: Path, text: str) -> None:

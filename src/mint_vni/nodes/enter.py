@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mint_vni.errors import NodeError
+from mint_vni.lab.units import format_cpu_list
 from mint_vni.nodes.base import Facts
-from mint_vni.nodes.cgroup import format_cpus
 from mint_vni.nodes.proc import process_start_time
 from mint_vni.nodes.programs import find_program, search_path
 from mint_vni.nodes.ssh import client_options, shell_command
@@ -71,7 +71,7 @@ def _without_terminal(request: Mapping[str, Any]) -> list[str]:
     nsenter += [find_program("setpriv", "util-linux"), "--pdeathsig", "TERM", "--"]
     if request["affinity"]:
         taskset = find_program("taskset", "util-linux")
-        nsenter += [taskset, "-c", format_cpus(request["affinity"])]
+        nsenter += [taskset, "-c", format_cpu_list(request["affinity"])]
     clean = [find_program("env", "coreutils"), "-i", f"--chdir={request['cwd']}"]
     clean += [f"{name}={value}" for name, value in request["env"].items()]
     args = request["args"]

@@ -47,7 +47,14 @@ from mint_vni.nodes import enter
 from mint_vni.nodes.base import Facts, Node, NodeContext
 from mint_vni.nodes.cgroup import NodeCgroup
 from mint_vni.nodes.memlog import make_log, open_log, read_log
-from mint_vni.nodes.proc import in_netns, kill_process, open_process, process_start_time, reap
+from mint_vni.nodes.proc import (
+    in_netns,
+    kill_process,
+    open_process,
+    process_start_time,
+    reap,
+    receive_fds,
+)
 from mint_vni.nodes.programs import find_program, search_path
 from mint_vni.ports.tap import open_tap
 
@@ -214,7 +221,7 @@ class NetnsNode(Node):
             NodeError: It says what went wrong, or there is none.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds = receive_fds(channel, 1 << 16, 1)
         except TimeoutError:
             raise self._error(f"did not get to '{key}' within {_STEP_SECONDS:.0f} s") from None
         except ConnectionError:

@@ -13,11 +13,13 @@ thread later.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ __all__ = [
     "open_process",
     "process_start_time",
     "reap",
+    "receive_fds",
     "wait_ended",
 ]
 
@@ -140,6 +143,32 @@ def reap(pid: int) -> None:
     """
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+def receive_fds(
+    channel: socket.socket, size: int, limit: int, flags: int = 0
+) -> tuple[bytes, list[int]]:
+    """Receive a message with descriptors, which no program that is started later inherits.
+
+    `socket.recv_fds` drops its flags (Python 3.11): its descriptors are inherited, and it blocks.
+
+    Args:
+        channel: A socket of the Unix domain.
+        size: Most bytes to receive.
+        limit: Most descriptors to receive.
+        flags: For ``recvmsg``, besides ``MSG_CMSG_CLOEXEC``.
+
+    Returns:
+        The message, empty at the end of the connection, and the descriptors, the caller's now.
+    """
+    fds = array.array("i")
+    data, ancillary, _, _ = channel.recvmsg(
+        size, socket.CMSG_LEN(limit * fds.itemsize), flags | socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
 
 
 class _Visit(threading.Thread, Generic[T]):

@@ -41,6 +41,7 @@ REASONS = {
     "full": "no room, and a flooded frame does not wait",
     "long": "longer than the longest frame",
     "no_peer": "flooded while there was no other port",
+    "queue": "the interface's queue in the node was full",
     "reset": "given up when the channel was reset",
     "restart": "in hand when a worker died",
     "self": "addressed to the port itself",

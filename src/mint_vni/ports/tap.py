@@ -111,6 +111,11 @@ def _create(fd: int, name: str, request: bytes) -> None:
     try:
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as error:
+        if error.errno == errno.ENOTTY:
+            raise PlatformError(
+                f"{TUN_DEVICE} is another device; load the driver with 'modprobe tun', or give this"
+                " container the real one"
+            ) from error
         if error.errno == errno.EPERM:
             raise PlatformError(
                 f"no permission to create the interface {name}; run as root"

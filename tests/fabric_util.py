@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the fabric share: frames, waiting for a state, children by fork."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mint_vni._native import ffi, lib
+
+from mint_vni.fabric import Fabric
+from mint_vni.fabric.config import mac_bytes
+from mint_vni.fabric.port import Port
+
+LAYOUTS = ["per-channel", "shared"]
+BROADCAST = b"\xff" * 6
+ETHERTYPE = b"\x88\xb5"  # IEEE 802 local experimental
+
+
+def frame(src: Port | str, dst: Port | str | bytes, payload: bytes = b"") -> bytes:
+    """A frame from port to port, or to a MAC in bytes."""
+    return _mac(dst) + _mac(src) + ETHERTYPE + payload
+
+
+def _mac(of: Port | str | bytes) -> bytes:
+    if isinstance(of, bytes):
+        return of
+    return mac_bytes(of if isinstance(of, str) else of.mac)
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 20.0) -> None:
+    """Wait for a state; fail when it does not come about."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"after {deadline_s} s still not: {what}"
+        time.sleep(0.001)
+
+
+def asleep(fabric: Fabric, name: str) -> bool:
+    """Whether a port's process says that it sleeps."""
+    view = fabric._view(name)
+    try:
+        state = ffi.new("struct mint_ctl_view *")
+        lib.mint_ctl_read(view._ctl, state)
+        return bool(state.wake & 1)
+    finally:
+        view.close()
+
+
+def descriptors() -> set[str]:
+    """What this process has open, but for what the listing itself opens."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def mappings() -> int:
+    """Mappings of regions in this process."""
+    return Path("/proc/self/maps").read_text().count("/memfd:mint-")
+
+
+@contextmanager
+def gives_back() -> Iterator[None]:
+    """Check that what runs inside leaves no descriptor and no mapping behind."""
+    fds, maps = descriptors(), mappings()
+    yield
+    assert descriptors() == fds
+    assert mappings() == maps
+
+
+class Child:
+    """A forked child that runs a function and reports what it returned."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(write, function, args)
+        os.close(write)
+
+    def _run(self, write: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        status = 1
+        try:
+            os.close(self._read)
+            result = function(*args)
+            with os.fdopen(write, "wb") as out:
+                pickle.dump(result, out)
+            status = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent is to see it
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+    def result(self, deadline_s: float = 60.0) -> Any:
+        """What the function returned; the child has ended then."""
+        data, end = b"", time.monotonic() + deadline_s
+        try:
+            while True:
+                left = end - time.monotonic()
+                assert left > 0, f"child {self.pid} is not done after {deadline_s} s"
+                if not select.select([self._read], [], [], left)[0]:
+                    continue
+                chunk = os.read(self._read, 1 << 16)
+                if not chunk:
+                    break
+                data += chunk
+        except BaseException:
+            self.kill()
+            raise
+        status = self._reap()
+        assert status == 0, f"child {self.pid} ended with status {status}"
+        return pickle.loads(data)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End the child."""
+        os.kill(self.pid, number)
+        self._reap()
+
+    def _reap(self) -> int:
+        os.close(self._read)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
