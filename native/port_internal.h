@@ -64,13 +64,13 @@ struct mint_port {
     uint32_t in_done; /* frames settled since the last flush */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
-    bool asked; /* no bell has rung since it was asked for room: its ring is still to come */
-    uint32_t wake;             /* our wake word */
-    bool shares_core;          /* with those whose frames are waited for */
-    uint64_t activity;         /* frames seen in either direction */
-    uint64_t spun_at;          /* activity when the last spin began */
-    uint64_t spin_ns;          /* how long to spin before sleeping now, 0 .. poll_us */
-    uint64_t cached_key;       /* the last look-up */
+    bool asked;        /* no bell has rung since it was asked for room: its ring is still to come */
+    uint32_t wake;     /* our wake word */
+    bool shares_core;  /* with those whose frames are waited for */
+    uint64_t activity; /* frames seen in either direction */
+    uint64_t spun_at;  /* activity when the last spin began */
+    uint64_t spin_ns;  /* how long to spin before sleeping now, 0 .. poll_us */
+    uint64_t cached_key; /* the last look-up */
     int cached_dst;
     struct mint_macs macs;
 };

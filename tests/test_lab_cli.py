@@ -167,7 +167,7 @@ def test_status_is_live_and_of_the_documented_shape(name: str) -> None:
     for target in (before, after):
         done = mint("status", "--json")
         assert (done.returncode, done.stderr) == (0, "")
-        target |= json.loads(done.stdout)
+        target.update(json.loads(done.stdout))
         check_status(target)
         assert mint("exec", "a", "--", "ping", "-qc", "5", "-i", "0.01", "b").returncode == 0
     assert labs.Moved(before, after).frames("a", "b") >= 5

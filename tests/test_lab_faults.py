@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 
 import labs
-import mint_vni as mint_vni
+import mint_vni
 from labs import Traffic, inside, mint, ping, wait_for
 from mint_vni.lab import Lab
 
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_back_and_others_do_not_notice(lab: Lab) -> None:
             labs.kill(worker(lab, victim))
             start = time.monotonic()
             wait_for("the worker", lambda: is_back(lab, victim, 1), timeout=BACK_S)  # noqa: B023
-            print(f"{victim}'s worker was back after {time.monotonic() - start:.3f} s")
+            labs.report(f"{victim}'s worker was back after {time.monotonic() - start:.3f} s")
             hit.flows()
             other.flows()
         hit.end()

@@ -72,8 +72,8 @@ static inline struct fabric *fabric_new(uint32_t ports, uint32_t layout, uint32_
         for (uint32_t j = 0; j < ports; j++) {
             int pair[2];
 
-            f->payload[i][j] = layout == MINT_LAYOUT_SHARED || i == j ? -1
-                                                                     : region_file(capacity, SEALS);
+            f->payload[i][j] =
+                layout == MINT_LAYOUT_SHARED || i == j ? -1 : region_file(capacity, SEALS);
             if (j <= i)
                 continue;
             CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");

@@ -20,12 +20,12 @@
 struct channel {
     uint32_t cap;
     int fd;
-    uint8_t *tx_area, *rx_area;  /* mappings with their guards */
-    struct mint_slot *sender;    /* the producer's slot, in a page of its own */
-    struct mint_slot *receiver;  /* the consumer's */
+    uint8_t *tx_area, *rx_area; /* mappings with their guards */
+    struct mint_slot *sender;   /* the producer's slot, in a page of its own */
+    struct mint_slot *receiver; /* the consumer's */
     struct mint_ring_tx tx;
     struct mint_ring_rx rx;
-    uint32_t tx_word, rx_word;   /* the ends' words when last watched */
+    uint32_t tx_word, rx_word; /* the ends' words when last watched */
 };
 
 /* xorshift64: the same numbers in every run. */

@@ -58,7 +58,8 @@ static void looks_up(void)
 
 static void unicast_goes_to_one(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(4, layout);
 
         for (uint32_t from = 0; from < 4; from++)
@@ -86,7 +87,8 @@ static void unicast_goes_to_one(void)
 
 static void floods_go_to_all(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(4, layout);
         uint8_t src[6];
 
@@ -108,7 +110,8 @@ static void floods_go_to_all(void)
 
 static void a_lonely_port_drops(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         struct mint_port_config c = port_config(f, 0);
         uint8_t src[6];
@@ -127,7 +130,8 @@ static void a_lonely_port_drops(void)
 
 static void unknown_and_own_are_dropped(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
         uint8_t src[6];
 
@@ -145,7 +149,8 @@ static void unknown_and_own_are_dropped(void)
 
 static void lengths_have_bounds(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
 
         CHECK(send_frame(f, 0, 1, MINT_FRAME_MAX, 5) == MINT_SENT, "the longest is refused");
@@ -172,7 +177,8 @@ static void lengths_have_bounds(void)
 
 static void in_place(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_rec *rec;
         uint8_t dst[6], src[6];
@@ -218,7 +224,8 @@ static struct fabric *fabric_with_bridges(uint32_t layout)
 
 static void unknown_goes_to_bridges(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t src[6];
 
@@ -239,7 +246,8 @@ static void unknown_goes_to_bridges(void)
 
 static void learns_behind_bridges(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t dst[6], src[6];
 
@@ -270,7 +278,8 @@ static void learns_behind_bridges(void)
 
 static void a_bridge_may_not_take_others_macs(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t dst[6], src[6];
 
@@ -317,7 +326,8 @@ static void learning_is_bounded(void)
 
 static void foreign_source_macs_are_dropped(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
         uint8_t dst[6], src[6];
 
@@ -351,10 +361,13 @@ static enum mint_sent send_vnet(struct fabric *f, struct mint_vnet vnet, uint32_
 
 static void nonsense_in_the_vnet_header_is_dropped(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
-        const struct mint_vnet good = {.flags = MINT_VNET_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16};
-        const struct mint_vnet bad = {.flags = MINT_VNET_NEEDS_CSUM, .csum_start = 1490, .csum_offset = 16};
+        const struct mint_vnet good = {
+            .flags = MINT_VNET_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16};
+        const struct mint_vnet bad = {
+            .flags = MINT_VNET_NEEDS_CSUM, .csum_start = 1490, .csum_offset = 16};
         const struct mint_vnet gso1 = {1, MINT_GSO_TCPV4, 66, 1, 34, 16, 0};
         struct mint_view v;
 
@@ -374,7 +387,8 @@ static void nonsense_in_the_vnet_header_is_dropped(void)
 
 static void longer_than_the_mtu_is_dropped(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         const struct mint_vnet gso = {1, MINT_GSO_TCPV4, 66, 1448, 34, 16, 0};
 
@@ -394,7 +408,8 @@ static void longer_than_the_mtu_is_dropped(void)
 /* A run of bad frames is got over in steps that end. */
 static void many_bad_frames_do_not_hide_a_good_one(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         uint8_t dst[6];
         uint32_t calls = 0;
@@ -413,7 +428,8 @@ static void many_bad_frames_do_not_hide_a_good_one(void)
 /* One sender's frames do not keep another's from being received. */
 static void senders_take_turns(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_open(fabric_new(4, layout, 4 * CAPACITY));
         uint32_t got[3] = {0};
 
@@ -439,7 +455,8 @@ static void senders_take_turns(void)
 /* Frames for an interface that refuses them are counted as that, and not as received. */
 static void refused_frames_are_counted(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_view v;
 

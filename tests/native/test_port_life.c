@@ -27,7 +27,8 @@ static void comes(struct fabric *f, uint32_t at, int mark)
 /* What was published stays; what was taken and not published is counted by the next process. */
 static void a_sender_dies(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
 
         for (uint32_t life = 1; life <= 5; life++) {
@@ -59,7 +60,8 @@ static void a_sender_dies(void)
 
 static void a_receiver_dies(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
         uint32_t wake = 0;
 
@@ -92,7 +94,8 @@ static void a_receiver_dies(void)
  * as dropped in layout shared: at most the batch in hand either way. */
 static void a_receiver_dies_with_frames_in_hand(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_view v;
 
@@ -118,7 +121,8 @@ static void a_receiver_dies_with_frames_in_hand(void)
 /* A sender that dies while it waits for room leaves nothing behind that keeps the next awake. */
 static void a_waiting_sender_dies(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
 
         while (send_frame(f, 0, 1, 60000, 1) == MINT_SENT)
@@ -141,7 +145,8 @@ static void a_waiting_sender_dies(void)
 
 static void what_a_leaver_sent_arrives(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
 
         for (uint8_t i = 0; i < 20; i++)
@@ -163,7 +168,8 @@ static void what_a_leaver_sent_arrives(void)
 /* What a receiver leaves unread arrives when it is back, or is counted; nothing in between. */
 static void what_a_leaver_did_not_read(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
         uint64_t got = 0, dropped;
 
@@ -192,7 +198,8 @@ static void what_a_leaver_did_not_read(void)
 /* A peer that is gone for good takes nothing along that is not counted, nor any room. */
 static void a_dropped_peer_gives_all_back(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
         uint32_t descriptors = open_descriptors(), mappings = mapped_regions();
         uint64_t sent = 0;
@@ -221,7 +228,8 @@ static void a_dropped_peer_gives_all_back(void)
 /* An index is used again for a new port, with a new control region. */
 static void an_index_is_used_again(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout);
 
         for (uint32_t round = 0; round < 10; round++) {
@@ -403,7 +411,8 @@ static void regions_are_checked(void)
 /* Many frames with one call each way, of all lengths; the buffer is never overrun. */
 static void packed_frames(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
         uint8_t *out = malloc(200 * 600), *in = malloc(2 * MINT_FRAME_MAX);
@@ -435,7 +444,8 @@ static void packed_frames(void)
                 from += got[i];
             }
         }
-        CHECK(mint_port_recv_packed(f->port[1], plain, in, MINT_FRAME_MAX, got, 64, 0) == 0, "more");
+        CHECK(mint_port_recv_packed(f->port[1], plain, in, MINT_FRAME_MAX, got, 64, 0) == 0,
+              "more");
         CHECK(mint_port_recv_packed(f->port[1], plain, in, MINT_FRAME_MAX, got, 64, 5 * MS) == 0,
               "more");
         CHECK(port_counter(f, 1, MINT_PORT_OUT_FRAMES) == 140, "out");
@@ -449,7 +459,8 @@ static void packed_frames(void)
 /* A segmented frame arrives cut, with its checksums, in pieces of the receiver's MTU. */
 static void plain_receivers_get_plain_frames(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
         const struct mint_vnet gso = {1, MINT_GSO_TCPV4, 54, 1000, 34, 16, 0};
@@ -481,7 +492,8 @@ static void plain_receivers_get_plain_frames(void)
 /* What the caller's buffer cannot hold is dropped, counted, and does not stop what follows. */
 static void plain_frames_that_do_not_fit(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
         uint8_t out[1000];
@@ -506,7 +518,8 @@ static void on_alarm(int signal_number)
 /* A signal, or control, ends each call that waits. */
 static void waits_can_be_interrupted(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         struct mint_plain *plain = mint_plain_new();
         struct sigaction act = {.sa_handler = on_alarm}, before;
@@ -524,7 +537,8 @@ static void waits_can_be_interrupted(void)
         ualarm(20000, 0);
         CHECK(mint_port_send_packed(f->port[0], big, &len, 1, -1, &done) == -EINTR, "sending");
         ualarm(20000, 0);
-        CHECK(mint_port_send_packed(f->port[0], big, &len, 1, 60000 * MS, &done) == -EINTR, "sending");
+        CHECK(mint_port_send_packed(f->port[0], big, &len, 1, 60000 * MS, &done) == -EINTR,
+              "sending");
         ualarm(20000, 0);
         CHECK(mint_port_recv_packed(f->port[0], plain, big, MINT_FRAME_MAX, &len, 1, -1) == -EINTR,
               "receiving");

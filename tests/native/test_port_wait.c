@@ -54,7 +54,8 @@ static uint64_t wait_stalled(struct fabric *f, uint32_t from, uint32_t to)
 
 static void a_full_channel_counts_nothing(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 20000);
         uint32_t n = fill(f, 0, 1, 1000);
 
@@ -75,7 +76,8 @@ static void a_full_channel_counts_nothing(void)
 
 static void a_receiver_that_stopped_is_stalled(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 10000);
         uint32_t n = fill(f, 0, 1, 1000);
         uint64_t took = wait_stalled(f, 0, 1);
@@ -101,7 +103,8 @@ static void a_receiver_that_stopped_is_stalled(void)
 /* However slowly: as long as it drains it is waited for. */
 static void a_slow_receiver_is_waited_for(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 200000);
         uint64_t start;
 
@@ -122,7 +125,8 @@ static void a_slow_receiver_is_waited_for(void)
 
 static void floods_do_not_wait(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 10000);
         uint8_t all[6], src[6];
         uint32_t n = fill(f, 0, 1, 1000);
@@ -140,7 +144,8 @@ static void floods_do_not_wait(void)
 /* With one receiver there is nobody to be kept waiting. */
 static void a_flood_to_one_waits(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 10000);
         uint8_t frame[1000], all[6], src[6];
         uint32_t n = fill(f, 0, 1, 1000), peer = 9;
@@ -152,14 +157,16 @@ static void a_flood_to_one_waits(void)
         CHECK(peer == 1, "waits for %u", peer);
         CHECK(port_counter(f, 0, MINT_PORT_FLOODED) == 0, "counted");
         CHECK(drain(f, 1) == n, "not all came");
-        CHECK(mint_port_send(f->port[0], NULL, frame, sizeof(frame), &peer) == MINT_SENT, "no room");
+        CHECK(mint_port_send(f->port[0], NULL, frame, sizeof(frame), &peer) == MINT_SENT,
+              "no room");
         fabric_free(f);
     }
 }
 
 static void a_closed_receiver_is_down(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 10000);
 
         CHECK(send_frame(f, 0, 1, 100, 1) == MINT_SENT, "not sent");
@@ -218,7 +225,8 @@ static void wait_for_want(struct fabric *f, uint32_t beyond)
  */
 static void room_that_comes_in_crumbs(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 60u * 1000000u);
         struct waiter w = {.f = f, .len = 60000, .timeout_ns = -1};
         uint64_t start = now_ns();
@@ -274,7 +282,8 @@ static void room_that_another_receiver_gives(void)
 /* One ring for each time that the sender asks, however often room is given. */
 static void one_ring_for_one_wish(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint32_t want;
 
@@ -299,7 +308,8 @@ static void one_ring_for_one_wish(void)
 /* After a time-out nobody waits any more: a later sleep is a sleep. */
 static void a_time_out_ends_the_wait(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 1000000);
         struct waiter w = {.f = f, .len = 1000, .timeout_ns = 0};
         uint64_t sleeps, start;
@@ -324,7 +334,8 @@ static void a_time_out_ends_the_wait(void)
 /* A time limit of the caller's own is that, and no stall: nothing is dropped behind its back. */
 static void a_time_limit_does_not_drop(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 2000);
         struct waiter w = {.f = f, .len = 1000};
         uint32_t n = fill(f, 0, 1, 1000);
@@ -348,7 +359,8 @@ static void a_time_limit_does_not_drop(void)
 
 static void rings_once_for_each_sleep(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 20000);
 
         for (uint32_t i = 0; i < 10; i++)
@@ -373,7 +385,8 @@ static void rings_once_for_each_sleep(void)
 
 static void does_not_sleep_over_a_frame(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint64_t sleeps = port_counter(f, 1, MINT_PORT_SLEEPS);
         uint64_t timers = port_counter(f, 1, MINT_PORT_WAKES_TIMER);
@@ -406,7 +419,8 @@ static void *send_later(void *arg)
 
 static void a_frame_ends_a_sleep(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 20000);
 
         for (uint32_t i = 1; i <= 20; i++) {
@@ -447,7 +461,8 @@ static void watched_descriptors_end_a_sleep(void)
 /* Somebody rings without a reason: it is counted, then not listened to, and frames still come. */
 static void spurious_rings_are_masked(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint64_t start = now_ns(), masked;
 
@@ -503,7 +518,8 @@ static void a_masked_channel_is_looked_at(void)
 /* The other end of a bell is gone: nothing spins, and frames of others still come. */
 static void deaf_bells(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = open_fabric(3, layout, 3000);
         uint64_t sleeps;
 
@@ -540,7 +556,8 @@ static void a_full_bell(void)
 /* Whatever a port waits for, a poll that finds nothing ends after poll_us. */
 static void polling_is_bounded(void)
 {
-    BOTH_LAYOUTS(layout) {
+    BOTH_LAYOUTS(layout)
+    {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         uint64_t polled, sleeps;
 

@@ -93,8 +93,9 @@ static void bad_length(uint32_t bad)
 static void record_lengths(void)
 {
     static const uint32_t bad[] = {
-        0, 1, 13, MINT_FRAME_MAX + 1, 65585, 1u << 17, 1u << 30, 1u << 31, UINT32_MAX - 63,
-        UINT32_MAX - 15, UINT32_MAX,
+        0,          1,        13,       MINT_FRAME_MAX + 1, 65585,
+        1u << 17,   1u << 30, 1u << 31, UINT32_MAX - 63,    UINT32_MAX - 15,
+        UINT32_MAX,
     };
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
@@ -174,8 +175,7 @@ static void unknown_states_are_waited_out(void)
         uint32_t good = load_relaxed(&c->sender->tx_end), len;
 
         CHECK(stage(c, 0, 100) && mint_ring_publish(&c->tx) == 1, "no room");
-        store_release(&c->sender->tx_end,
-                      words[i] > 0xff ? words[i] : (good & ~0xffu) | words[i]);
+        store_release(&c->sender->tx_end, words[i] > 0xff ? words[i] : (good & ~0xffu) | words[i]);
         CHECK(!mint_ring_rx_pending(&c->rx), "the consumer would never sleep");
         CHECK(!mint_ring_next(&c->rx, &len), "a record");
         store_release(&c->sender->tx_end, good);
@@ -304,9 +304,8 @@ static void a_producer_of_nonsense(void)
         store_relaxed(&rec->len, random_below(4) ? random_length() : (uint32_t)random_bits());
         if (random_below(3))
             store_relaxed(&c->sender->head, nonsense(c->rx.next));
-        store_relaxed(&c->sender->tx_end,
-                      random_below(3) ? MINT_END(c->rx.gen, MINT_END_OPEN)
-                                      : nonsense_word(c->rx.gen));
+        store_relaxed(&c->sender->tx_end, random_below(3) ? MINT_END(c->rx.gen, MINT_END_OPEN)
+                                                          : nonsense_word(c->rx.gen));
         consume(c);
         resets += c->rx.resets;
         c->rx.resets = 0;
@@ -330,9 +329,8 @@ static void a_consumer_of_nonsense(void)
     for (uint32_t i = 0; i < 60000; i++) {
         if (random_below(3))
             store_relaxed(&c->receiver->tail, nonsense(c->tx.head));
-        store_relaxed(&c->receiver->rx_end,
-                      random_below(4) ? MINT_END(c->tx.gen, MINT_END_OPEN)
-                                      : nonsense_word(c->tx.gen));
+        store_relaxed(&c->receiver->rx_end, random_below(4) ? MINT_END(c->tx.gen, MINT_END_OPEN)
+                                                            : nonsense_word(c->tx.gen));
         for (uint32_t n = 0; n < 4; n++)
             sent += stage(c, i, random_below(20) ? 14 + random_below(3000) : MINT_FRAME_MAX);
         mint_ring_publish(&c->tx);
