@@ -26,8 +26,8 @@ BROADCAST = b"\xff" * 6
 ETHERTYPE = b"\x88\xb5"  # IEEE 802 local experimental
 
 
-def frame(src: Port | str, dst: Port | str | bytes, payload: bytes = b"") -> bytes:
-    """A frame from port to port, or to a MAC in bytes."""
+def frame(src: Port | str | bytes, dst: Port | str | bytes, payload: bytes = b"") -> bytes:
+    """A frame; ends are ports, or MACs as text or bytes."""
     return _mac(dst) + _mac(src) + ETHERTYPE + payload
 
 
@@ -107,17 +107,8 @@ class Child:
 
     def result(self, deadline_s: float = 60.0) -> Any:
         """What the function returned; the child has ended then."""
-        data, end = b"", time.monotonic() + deadline_s
         try:
-            while True:
-                left = end - time.monotonic()
-                assert left > 0, f"child {self.pid} is not done after {deadline_s} s"
-                if not select.select([self._read], [], [], left)[0]:
-                    continue
-                chunk = os.read(self._read, 1 << 16)
-                if not chunk:
-                    break
-                data += chunk
+            data = self._read_all(time.monotonic() + deadline_s)
         except BaseException:
             self.kill()
             raise
@@ -125,11 +116,34 @@ class Child:
         assert status == 0, f"child {self.pid} ended with status {status}"
         return pickle.loads(data)
 
+    def _read_all(self, end: float) -> bytes:
+        data, poller = b"", select.poll()
+        poller.register(self._read, select.POLLIN)
+        while True:
+            left = end - time.monotonic()
+            assert left > 0, f"child {self.pid} is not done in time"
+            if poller.poll(left * 1000):
+                chunk = os.read(self._read, 1 << 16)
+                if not chunk:
+                    return data
+                data += chunk
+
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """End the child."""
-        os.kill(self.pid, number)
-        self._reap()
+        """End the child, if it has not been waited for."""
+        if self._read >= 0:
+            os.kill(self.pid, number)
+            self._reap()
 
     def _reap(self) -> int:
         os.close(self._read)
+        self._read = -1
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def results(*children: Child, deadline_s: float = 60.0) -> list[Any]:
+    """What all children returned; when one fails, the others are ended."""
+    try:
+        return [child.result(deadline_s) for child in children]
+    finally:
+        for child in children:
+            child.kill()

@@ -36,13 +36,12 @@ TIMEOUT = 60.0
 SOL_UDP, UDP_SEGMENT = 17, 103
 SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 16
 ETH_P_ALL = 3
-TCP_INFO_RETRANS = 100  # offset of tcpi_total_retrans in struct tcp_info
 IPV6_ADD = socket.IPV6_JOIN_GROUP
 
 
 def say(**facts: object) -> None:
     """One line of JSON."""
-    print(json.dumps(facts), flush=True)  # noqa: T201
+    print(json.dumps(facts), flush=True)
 
 
 def family_of(host: str) -> socket.AddressFamily:
@@ -59,12 +58,6 @@ def listen(port: int) -> socket.socket:
 
 def connect(host: str, port: int) -> socket.socket:
     return socket.create_connection((host, port), timeout=TIMEOUT)
-
-
-def retransmissions(sock: socket.socket) -> int:
-    """Segments that were sent again."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-    return int(struct.unpack_from("=I", info, TCP_INFO_RETRANS)[0])
 
 
 def receive_all(sock: socket.socket, progress: bool = False) -> tuple[int, str, float]:
@@ -105,9 +98,8 @@ def source(host: str, port: str, amount: str, rate: str) -> None:
         total += len(data)
         if speed:
             time.sleep(max(0.0, start + total / speed - time.monotonic()))
-    again = retransmissions(sock)
     sock.shutdown(socket.SHUT_WR)
-    say(sent=total, sha256=digest.hexdigest(), retransmissions=again)
+    say(sent=total, sha256=digest.hexdigest())
 
 
 def exchange(host: str, port: str, amount: str) -> None:

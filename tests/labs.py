@@ -30,7 +30,9 @@ T = TypeVar("T")
 DEADLINE = 15.0  # seconds; what normally takes milliseconds has failed after so long
 
 #: The program that runs inside nodes.
-INSIDE = str(Path(__file__).with_name("inside.py"))
+#: What a node runs ``inside.py`` with: the host's own Python, and the text of it as an argument,
+#: for a checkout below /tmp does not exist in a node.
+INSIDE = ["/usr/bin/python3", "-I", "-S", "-c", Path(__file__).with_name("inside.py").read_text()]
 
 _MINT_CODE = "from mint_vni.cli import main; raise SystemExit(main())"
 _numbers = itertools.count(1)
@@ -234,7 +236,7 @@ def lab_dir(name: str) -> Path:
 
 def inside(node: Node, *args: str | int, **options: Any) -> Child:
     """Start a command of ``inside.py`` in a node."""
-    words = [sys.executable, "-I", "-S", INSIDE, *map(str, args)]
+    words = [*INSIDE, *map(str, args)]
     return Child(node.exec_argv(words), **options)
 
 
@@ -261,6 +263,23 @@ def _unanswered(node: Node) -> int:
 def address(lab: Lab, node: str, family: int = 4) -> str:
     """A node's address, without prefix length."""
     return str(node_status(lab, node)[f"ipv{family}"]).partition("/")[0]
+
+
+def iperf(lab: Lab, src: str, dst: str, *options: str) -> dict[str, float]:
+    """Run iperf3 from src to dst; what the receiving side says at the end."""
+    with Child(lab[dst].exec_argv(["iperf3", "-s", "-1", "--forceflush"])) as server:
+        server.expect("listening")
+        client = ["iperf3", "-c", address(lab, dst), "-J", *options]
+        done = lab[src].run(client, timeout=30)
+        server.wait()
+    end = json.loads(done.stdout)["end"]
+    result: dict[str, float] = end.get("sum_received") or end["sum"]
+    return result
+
+
+def unsent(node: Node) -> int:
+    """Packets for which the queue of a node's interface had no room."""
+    return int(node.run(["cat", "/sys/class/net/vni0/statistics/tx_dropped"]).stdout)
 
 
 def node_status(lab: Lab, node: str) -> dict[str, Any]:
@@ -301,6 +320,11 @@ class Moved:
     def port(self, name: str, counter: str) -> int:
         """By how much a port's counter grew."""
         return self._ports[name][f"counters.{counter}"]
+
+    def drops_of(self, names: str) -> dict[str, int]:
+        """Every drop at these ports (of one letter each) and in the channels between them."""
+        places = {*names, *(f"{a}>{b}" for a in names for b in names)}
+        return {k: v for k, v in self.drops().items() if k.partition(".")[0] in places}
 
     def drops(self) -> dict[str, int]:
         """Every counted drop: ``place.reason``."""
@@ -387,7 +411,7 @@ def check_worker(port: Mapping[str, Any], peers: int) -> None:
 
 def report(text: str) -> None:
     """Print a figure; ``pytest -rP`` shows it."""
-    print(text)  # noqa: T201
+    print(text)
 
 
 def kill(pid: int) -> None:

@@ -47,12 +47,9 @@ def fabric(layout: str) -> Iterator[mint.Fabric]:
 
 def fill(fabric: mint.Fabric, src: str, dst: str, size: int = 1000) -> int:
     """Send until the channel is full; how many frames fit."""
-    data, sent = frame(fabric[src], fabric[dst], bytes(size - 14)), 0
-    with pytest.raises(mint.ChannelFull):
-        while True:
-            fabric[src].send(data, timeout=0)
-            sent += 1
-            assert sent < 10_000
+    data = frame(fabric[src], fabric[dst], bytes(size - 14))
+    sent = fabric[src].send_many([data] * 10_000, timeout=0)
+    assert sent < 10_000
     return sent
 
 
@@ -314,26 +311,33 @@ class TestThreads:
     def test_close_in_the_middle_of_everything(self, layout: str) -> None:
         for _ in range(30):
             with gives_back(), mint.Fabric.create(["x", "y"], layout) as fabric:
-                x, y = fabric["x"], fabric["y"]
-                data = frame(x, y, bytes(100))
-                begun = threading.Barrier(4)
+                close_while_in_use(fabric["x"], fabric["y"])
 
-                def until_closed(call: Callable[[], Any], begun: threading.Barrier = begun) -> None:
-                    begun.wait()
-                    with pytest.raises(mint.FabricError, match="is closed; open another"):
-                        while True:
-                            call()
 
-                def close(x: mint.Port = x, begun: threading.Barrier = begun) -> None:
-                    begun.wait()
-                    x.close()
+def close_while_in_use(x: mint.Port, y: mint.Port) -> None:
+    """All that the other threads may see of it is that the port is closed."""
+    begun = threading.Barrier(4)
+    data = frame(x, y, bytes(100))
 
-                run_all(
-                    lambda x=x, data=data: until_closed(lambda: x.send(data)),
-                    lambda x=x: until_closed(lambda: x.recv_many(timeout=1)),
-                    lambda x=x: until_closed(lambda: x.recv_many(timeout=0)),
-                    close,
-                )
+    def for_ever(call: Callable[[], object]) -> None:
+        while True:
+            call()
+
+    def until_closed(call: Callable[[], object]) -> None:
+        begun.wait()
+        with pytest.raises(mint.FabricError, match="port x is closed; open another"):
+            for_ever(call)
+
+    def close() -> None:
+        begun.wait()
+        x.close()
+
+    run_all(
+        lambda: until_closed(lambda: x.send(data)),
+        lambda: until_closed(lambda: x.recv_many(timeout=1)),
+        lambda: until_closed(lambda: x.recv_many(timeout=0)),
+        close,
+    )
 
 
 def run_all(*functions: Callable[[], Any]) -> None:
@@ -448,7 +452,7 @@ class TestSignals:
                 data = frame(y, x, i.to_bytes(4, "big"))
                 count = len(seen)
                 y.send(data)
-                got = [f for f in x.recv_many(timeout=0.002)]
+                got = list(x.recv_many(timeout=0.002))
                 got += [f for s in seen[count:] if isinstance(s, list) for f in s]
                 assert got in ([data], [])
                 if not got:
@@ -500,9 +504,8 @@ class TestLife:
                 assert fabric["x"] is x
             with pytest.raises(mint.FabricError):
                 x.send(frame(x, x))
-            with pytest.raises(KeyError), mint.Fabric.create(["x", "y"], layout) as fabric:
-                fabric["y"].recv_many(timeout=0)
-                raise KeyError
+            with pytest.raises(mint.ReceiveTimeout), mint.Fabric.create(["x", "y"]) as fabric:
+                fabric["y"].recv(timeout=0)
             fabric.close()
 
     def test_a_port_closes_after_its_fabric(self, layout: str) -> None:
@@ -565,7 +568,8 @@ class TestFork:
         ready_r, ready_w = os.pipe()
 
         def receive(forever: bool) -> list[int]:
-            y, numbers = fabric["y"], []
+            y = fabric["y"]
+            numbers: list[int] = []
             os.write(ready_w, b"r")
             while forever or not numbers or numbers[-1] != 599:
                 numbers += [int.from_bytes(f[14:18], "big") for f in y.recv_many(8, timeout=10)]
@@ -676,7 +680,7 @@ class TestRefused:
 
             child = Child(hold)
             os.read(ready_r, 1)
-            with pytest.raises(mint.FabricError, match="port y cannot be opened: .*busy"):
+            with pytest.raises(mint.FabricError, match=r"port y cannot be opened: .*busy"):
                 fabric.port("y")
             os.write(go_w, b"g")
             child.result()

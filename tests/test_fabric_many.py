@@ -1,137 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""64 ports, each with channels to all others: 4,032 channels and 2,016 doorbells."""
+"""Many ports, and many frames a second."""
 
 from __future__ import annotations
 
 import os
 import resource
-import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from fabric_util import LAYOUTS, descriptors, frame
-from mint_vni.fabric import Fabric
-from mint_vni.fabric.config import mac_text
-from mint_vni.fabric.port import Port
+import mint_vni as mint
+from fabric_util import LAYOUTS, Child, frame, gives_back, mappings, results, wait_until
+from mint_vni.fabric.config import mac_bytes
 
 PORTS = [f"p{i}" for i in range(64)]
-PROCESSES = 4
-CHANNEL = {"per-channel": 135_168, "shared": 16 << 20}
-FRAMES = 500_000
+LEAST_BYTES = 135168
+CHANNELS = len(PORTS) * (len(PORTS) - 1)
+WANTED_DESCRIPTORS = 16_384
+SALTS = (b"first", b"second" * 10)
 
 
-@pytest.fixture(autouse=True)
-def enough_descriptors() -> None:
-    """64 ports in one process hold some 16,000 descriptors."""
+@pytest.fixture
+def enough_descriptors() -> Iterator[None]:
+    """The soft limit raised, for as long as the test runs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 20_000:
-        pytest.skip(f"a process may have {hard} descriptors here; 20,000 are needed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 20_000), hard))
+    assert hard == resource.RLIM_INFINITY or hard >= WANTED_DESCRIPTORS, (
+        f"64 ports in one process want {WANTED_DESCRIPTORS} descriptors, the hard limit is {hard};"
+        " raise it (ulimit -Hn)"
+    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, WANTED_DESCRIPTORS), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def greet(port: Port, macs: list[str]) -> None:
-    """Send every other port a frame that names the pair."""
-    for mac in macs:
-        if mac != port.mac:
-            port.send(frame(port, mac, f"{port.mac} to {mac}".encode()))
+def send_to_all(fabric: mint.Fabric, name: str, salt: bytes) -> None:
+    """One frame from a port to each other, with its sender's and its receiver's name inside."""
+    src = mac_bytes(fabric.spec(name).mac)
+    others = [n for n in PORTS if n != name]
+    frames = [
+        frame(src, mac_bytes(fabric.spec(n).mac), f"{name}>{n} ".encode() + salt) for n in others
+    ]
+    assert fabric[name].send_many(frames, timeout=30) == len(frames)
 
 
-def await_greetings(port: Port, macs: list[str]) -> None:
-    """Receive exactly one frame from every other port."""
-    missing = set(macs) - {port.mac}
-    deadline = time.monotonic() + 30
-    while missing:
-        assert time.monotonic() < deadline, f"{port.name}: nothing from {len(missing)} ports"
-        for data in port.recv_many(timeout=1.0):
-            src = mac_text(data[6:12])
-            assert data == frame(src, port, f"{src} to {port.mac}".encode())
-            missing.remove(src)
-    assert port.recv_many(timeout=0) == []
+def receive_from_all(fabric: mint.Fabric, name: str, *salts: bytes) -> None:
+    """From each other port exactly the frames that it sent, in order."""
+    due = {n: [f"{n}>{name} ".encode() + salt for salt in salts] for n in PORTS if n != name}
+    while due:
+        got = fabric[name].recv_many(timeout=30)
+        assert got, f"{name}: nothing comes from {sorted(due)[:3]} ..."
+        for one in got:
+            sender = one[14:].split(b">")[0].decode()
+            assert one[14:] == due[sender].pop(0)
+            if not due[sender]:
+                del due[sender]
+    assert fabric[name].recv_many(timeout=0) == []
+
+
+def check_bounds(fabric: mint.Fabric, layout: str) -> None:
+    """Memory: what was touched, and no more; nothing was dropped on the way."""
+    memory = fabric.memory()
+    page = os.sysconf("SC_PAGE_SIZE")
+    if layout == "per-channel":
+        assert memory["reserved_bytes"] == CHANNELS * LEAST_BYTES
+        assert memory["committed_bytes"] <= CHANNELS * 2 * page
+    else:
+        assert memory["committed_bytes"] <= memory["reserved_bytes"] < 80 << 20
+    assert memory["control_bytes"] <= len(PORTS) * 10 * page
+    for name in PORTS[::9]:
+        assert fabric.drops(name) == {}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_all_to_all_in_one_process(layout: str) -> None:
-    before = descriptors()
-    with Fabric.create(PORTS, layout, CHANNEL[layout], poll_us=0) as fabric:
-        ports = [fabric[name] for name in PORTS]
-        macs = [port.mac for port in ports]
-        for port in ports:
-            greet(port, macs)
-        for port in ports:
-            await_greetings(port, macs)
+def test_64_ports_in_one_process(layout: str, enough_descriptors: None) -> None:
+    size = LEAST_BYTES if layout == "per-channel" else 64 << 20
+    with gives_back(), mint.Fabric.create(PORTS, layout, channel_bytes=size) as fabric:
         for name in PORTS:
-            assert fabric.drops(name) == {}
-        memory = fabric.memory()
-        # Committed as touched: a page for each channel that carried one frame, not its capacity.
-        assert memory["committed_bytes"] <= 64 * 63 * 4096 + (2 << 20)
-        assert memory["reserved_bytes"] >= CHANNEL[layout]
-    assert descriptors() == before
-
-
-def child(fabric: Fabric, names: list[str], go: int) -> None:
-    """Serve a share of the ports; the exit status says how it went."""
-    status = 1
-    try:
-        ports = [fabric[name] for name in names]
-        os.write(go, b".")
-        macs = [fabric.spec(name).mac for name in PORTS]
-        deadline = time.monotonic() + 30
-        while not all(
-            fabric.ends(other, name).rx_state != "closed"
-            for name in names
-            for other in PORTS
-            if other != name
-        ):
-            assert time.monotonic() < deadline, "the other processes did not open their ports"
-            time.sleep(0.01)
-        for port in ports:
-            greet(port, macs)
-        for port in ports:
-            await_greetings(port, macs)
-        status = 0
-    finally:
-        os._exit(status)
+            fabric.port(name)
+        for salt in SALTS:
+            for name in PORTS:
+                send_to_all(fabric, name, salt)
+            for name in PORTS:
+                receive_from_all(fabric, name, salt)
+        check_bounds(fabric, layout)
+        # Per channel and end: a mirrored mapping; per port and peer: a control region.
+        most = CHANNELS * 5 + len(PORTS) if layout == "per-channel" else CHANNELS + 2 * len(PORTS)
+        assert mappings() <= most
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_all_to_all_between_processes(layout: str) -> None:
-    with Fabric.create(PORTS, layout, CHANNEL[layout], poll_us=0) as fabric:
-        said, say = os.pipe()
-        pids = []
-        for i in range(PROCESSES):
-            pid = os.fork()
-            if pid == 0:
-                child(fabric, PORTS[i::PROCESSES], say)
-            pids.append(pid)
-        os.close(say)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        os.close(said)
-        assert statuses == [0] * PROCESSES
+def test_64_ports_in_eight_processes(layout: str, enough_descriptors: None) -> None:
+    size = LEAST_BYTES if layout == "per-channel" else 64 << 20
+
+    def serve(mine: list[str]) -> None:
+        for name in mine:
+            fabric.port(name)
+        os.write(ready_w, b"r" * len(mine))
+        os.read(go_r, 1)
+        for salt in SALTS:
+            for name in mine:
+                send_to_all(fabric, name, salt)
+        for name in mine:
+            receive_from_all(fabric, name, *SALTS)
+
+    with gives_back(), mint.Fabric.create(PORTS, layout, channel_bytes=size) as fabric:
+        (ready_r, ready_w), (go_r, go_w) = os.pipe(), os.pipe()
+        children = [Child(serve, PORTS[i::8]) for i in range(8)]
+        ready = 0
+        while ready < len(PORTS):  # a closed pipe, when all children died, reads as nothing
+            ready += len(os.read(ready_r, len(PORTS)))
+        os.write(go_w, b"g" * 8)
+        results(*children)
+        check_bounds(fabric, layout)
+        for fd in (ready_r, ready_w, go_r, go_w):
+            os.close(fd)
 
 
-def test_python_moves_many_frames_a_second(capsys: pytest.CaptureFixture[str]) -> None:
-    """A bound against regressions; a quiet machine makes 3 to 7 million a second."""
-    with Fabric.create(["x", "y"]) as fabric:
-        source, target = fabric.spec("x").mac, fabric.spec("y").mac
-        pid = os.fork()
-        if pid == 0:
-            port, got = fabric["y"], 0
-            while got < FRAMES and (frames := port.recv_many(timeout=10.0)):
-                got += len(frames)
-            os._exit(0 if got == FRAMES else 1)
-        batch = [frame(source, target, i.to_bytes(2, "big") + bytes(48)) for i in range(250)]
-        port = fabric["x"]
-        deadline = time.monotonic() + 30
-        while fabric.ends("y", "x").rx_state == "closed":
-            assert time.monotonic() < deadline, "the receiver did not start"
-            time.sleep(0.001)
-        start = time.monotonic()
-        for _ in range(FRAMES // len(batch)):
-            assert port.send_many(batch) == len(batch)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        rate = FRAMES / (time.monotonic() - start)
-    with capsys.disabled():
-        sys.stdout.write(f"\nsend_many to recv_many, 64 bytes: {rate / 1e6:.1f} million a second\n")
-    assert status == 0
-    assert rate > 500_000
+#: What a quiet machine should reach is 2 million; half of it is the bound that a regression breaks.
+LEAST_RATE = 1_000_000
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_million_frames_a_second(layout: str) -> None:
+    """64-byte frames from process to process, in batches; the best of some rounds counts."""
+    count, batch, rounds = 400_000, 256, 5
+
+    def send() -> None:
+        port, dst = fabric["tx"], mac_bytes(fabric.spec("rx").mac)
+        frames = [frame(port, dst, i.to_bytes(4, "big") + bytes(46)) for i in range(batch)]
+        for _ in range(rounds):
+            os.read(go_r, 1)
+            for _ in range(count // batch):
+                assert port.send_many(frames) == batch
+
+    with mint.Fabric.create(
+        ["tx", "rx"], layout, channel_bytes=4 << 20, poll_us=50, stall_us=20_000_000
+    ) as fabric:
+        go_r, go_w = os.pipe()
+        port = fabric["rx"]
+        child = Child(send)
+        wait_until(lambda: fabric.ends("tx", "rx").tx_state == "open", "the sender is there")
+        best, wanted = 0.0, count // batch * batch
+        for _ in range(rounds):
+            os.write(go_w, b"g")
+            got = port.recv_many(timeout=20)
+            start, received = time.perf_counter(), len(got)
+            while received < wanted:
+                got = port.recv_many(timeout=20)
+                assert got, "the frames do not come"
+                received += len(got)
+            best = max(best, (received - 256) / (time.perf_counter() - start))
+        child.result()
+        os.close(go_r)
+        os.close(go_w)
+        assert fabric.ends("tx", "rx").tx["drop_stalled"] == 0
+    print(f"{layout}: {best / 1e6:.2f} million 64-byte frames a second")
+    assert best >= LEAST_RATE, f"{best:.0f} frames a second"

@@ -9,7 +9,6 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,11 +246,15 @@ def test_a_terminal_is_one_inside_and_ctrl_c_is_the_programs_own() -> None:
     """Under a terminal, an interrupt ends what runs in the node only if that wants it to."""
     code = (
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: (print('got it', flush=True), sys.exit(7)))\n"
+        "def interrupted(*_):\n"
+        "    os.write(1, b'got it')\n"
+        "    sys.stdin.readline()\n"  # its end hangs the terminal up, with what is in it
+        "    sys.exit(7)\n"
+        "signal.signal(signal.SIGINT, interrupted)\n"
         "print('tty' if os.isatty(0) and os.isatty(1) else 'none', flush=True)\n"
         "time.sleep(30)"
     )
-    argv = mint_argv("exec", "a", "--", sys.executable, "-I", "-S", "-c", code)
+    argv = mint_argv("exec", "a", "--", "/usr/bin/python3", "-I", "-S", "-c", code)
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(argv[0], argv)
@@ -259,6 +262,7 @@ def test_a_terminal_is_one_inside_and_ctrl_c_is_the_programs_own() -> None:
         assert "tty" in _read_until(terminal, "tty")
         os.write(terminal, b"\x03")
         assert "got it" in _read_until(terminal, "got it")
+        os.write(terminal, b"\n")
         assert os.waitstatus_to_exitcode(_reap(pid)) == 7
     finally:
         os.close(terminal)

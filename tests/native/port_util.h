@@ -153,18 +153,23 @@ static inline void leave_port(struct fabric *f, uint32_t i)
     crash_port(f, i);
 }
 
-/* Open all ports, and let the rings pass that announce them to each other. */
+/* Let the rings pass by which ports announce themselves to each other. */
+static inline void fabric_settle(struct fabric *f)
+{
+    for (uint32_t i = 0, quiet = 0; quiet < f->ports; i = (i + 1) % f->ports) {
+        struct mint_view v;
+
+        quiet = mint_port_wait(f->port[i], 0) == MINT_EV_TIMER ? quiet + 1 : 0;
+        CHECK(!mint_port_recv(f->port[i], &v), "a frame that nobody sent");
+    }
+}
+
+/* Open all ports. */
 static inline struct fabric *fabric_open(struct fabric *f)
 {
     for (uint32_t i = 0; i < f->ports; i++)
         open_port(f, i);
-    for (uint32_t i = 0; i < f->ports; i++) {
-        struct mint_view v;
-
-        CHECK(!mint_port_recv(f->port[i], &v), "a frame that nobody sent");
-        while (mint_port_wait(f->port[i], 0) != MINT_EV_TIMER)
-            CHECK(!mint_port_recv(f->port[i], &v), "a frame that nobody sent");
-    }
+    fabric_settle(f);
     return f;
 }
 

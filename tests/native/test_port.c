@@ -405,6 +405,54 @@ static void longer_than_the_mtu_is_dropped(void)
     }
 }
 
+/* A number of buffers means something in a virtqueue only: no receiver sees one. */
+static void num_buffers_is_cleared(void)
+{
+    BOTH_LAYOUTS(layout)
+    {
+        struct fabric *f = open_fabric(2, layout);
+        struct mint_rec *rec = mint_port_reserve(f->port[0], 1, 100);
+        struct mint_view v;
+        uint8_t dst[6], src[6];
+
+        CHECK(rec, "no room");
+        mac_of(1, dst);
+        mac_of(0, src);
+        make_frame(rec->frame, dst, src, 100, 1);
+        rec->vnet = (struct mint_vnet){.num_buffers = 7};
+        mint_port_commit(f->port[0], 1, rec, 100);
+        mint_port_flush(f->port[0]);
+        CHECK(mint_port_recv(f->port[1], &v) && v.vnet.num_buffers == 0, "%u buffers",
+              v.vnet.num_buffers);
+        mint_port_release(f->port[1], &v);
+        mint_port_recycle(f->port[1]);
+        fabric_free(f);
+    }
+}
+
+/* The sender breaks a rule while a frame of its is in hand: that frame is of another generation. */
+static void a_reset_with_a_frame_in_hand(void)
+{
+    struct fabric *f = open_fabric(2, MINT_LAYOUT_PER_CHANNEL);
+    const struct mint_peer *peer = f->port[0]->peers[1];
+    struct mint_view held, v;
+
+    CHECK(send_frame(f, 0, 1, 100, 1) == MINT_SENT, "not sent");
+    CHECK(mint_port_recv(f->port[1], &held), "nothing comes");
+    store_release(&f->port[0]->slots[1].head, peer->tx.head + 1);
+    CHECK(!mint_port_recv(f->port[1], &v), "a head off the grid is believed");
+    mint_port_release(f->port[1], &held);
+    mint_port_recycle(f->port[1]);
+    CHECK(rx_counter(f, 1, 0, MINT_RX_RESETS) == 1, "not counted");
+    for (uint8_t i = 0; i < 10; i++) {
+        CHECK(send_frame(f, 0, 1, 1000, i) == MINT_SENT, "not sent after the reset");
+        comes(f, 1, i);
+    }
+    CHECK(rx_counter(f, 1, 0, MINT_RX_RESETS) == 1 && tx_counter(f, 0, 1, MINT_TX_RESETS) == 1,
+          "reset again");
+    fabric_free(f);
+}
+
 /* A run of bad frames is got over in steps that end. */
 static void many_bad_frames_do_not_hide_a_good_one(void)
 {
@@ -487,6 +535,8 @@ static const struct check_test tests[] = {
     CHECK_TEST(foreign_source_macs_are_dropped),
     CHECK_TEST(nonsense_in_the_vnet_header_is_dropped),
     CHECK_TEST(longer_than_the_mtu_is_dropped),
+    CHECK_TEST(num_buffers_is_cleared),
+    CHECK_TEST(a_reset_with_a_frame_in_hand),
     CHECK_TEST(many_bad_frames_do_not_hide_a_good_one),
     CHECK_TEST(senders_take_turns),
     CHECK_TEST(refused_frames_are_counted),

@@ -133,7 +133,7 @@ static void a_waiting_sender_dies(void)
         while (recv_mark(f, 1) >= 0)
             ;
         while (mint_port_wait(f->port[0], 0) != MINT_EV_TIMER) /* the rings of the beginning */
-            ;
+            comes(f, 0, -1);
         CHECK(mint_port_wait(f->port[0], 10 * MS) == MINT_EV_TIMER, "kept awake");
         CHECK(send_frame(f, 0, 1, 60000, 2) == MINT_SENT, "no room");
         comes(f, 1, 2);
@@ -180,6 +180,8 @@ static void what_a_leaver_did_not_read(void)
             got++;
             leave_port(f, 1);
             CHECK(send_frame(f, 0, 1, 100, 99) == MINT_DROPPED, "sent to a closed port");
+            if (layout == MINT_LAYOUT_PER_CHANNEL)
+                CHECK(tx_counter(f, 0, 1, MINT_TX_DROP_RESET) == 9 * round, "not counted at once");
             open_port(f, 1);
             while (recv_mark(f, 1) >= 0)
                 got++;
@@ -323,11 +325,15 @@ static void bad_peers_are_refused(void)
     struct mint_peer_config c;
     uint32_t descriptors, mappings;
     const struct mint_slot *slot;
+    char path[32];
+    int read_only;
 
     CHECK(mint_port_open(&f->port[0], &me, f->ctl[0], -1) == 0, "open");
     open_port(f, 1);
     open_port(f, 3);
     CHECK(write(other_ctl, "nonsense", 8) == 8, "write");
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", f->payload[0][1]);
+    read_only = open(path, O_RDONLY | O_CLOEXEC);
     slot = &f->port[0]->slots[1];
     descriptors = open_descriptors();
     mappings = mapped_regions();
@@ -355,6 +361,7 @@ static void bad_peers_are_refused(void)
     REFUSED(-EPROTO, c.ctl_fd = alien);
     REFUSED(-EPROTO, c.ctl_fd = f->ctl[3]); /* says that it is port 3's */
     REFUSED(-EPROTO, c.ctl_fd = -1);
+    REFUSED(-EACCES, c.tx_fd = c.rx_fd = read_only);
     REFUSED(-EPROTO, c.tx_fd = unsealed);
     REFUSED(-EPROTO, c.rx_fd = small);
     REFUSED(-EPROTO, c.tx_fd = -1);
@@ -374,6 +381,7 @@ static void bad_peers_are_refused(void)
     close(small);
     close(other_ctl);
     close(alien);
+    close(read_only);
     fabric_free(f);
 #undef REFUSED
 }
@@ -448,7 +456,13 @@ static void packed_frames(void)
               "more");
         CHECK(mint_port_recv_packed(f->port[1], plain, in, MINT_FRAME_MAX, got, 64, 5 * MS) == 0,
               "more");
-        CHECK(port_counter(f, 1, MINT_PORT_OUT_FRAMES) == 140, "out");
+        for (uint8_t i = 0; i < 3; i++)
+            CHECK(send_frame(f, 0, 1, 100, i) == MINT_SENT, "not sent");
+        for (uint8_t i = 0; i < 3; i++) /* there is room for a longest frame, once */
+            CHECK(mint_port_recv_packed(f->port[1], plain, in, MINT_FRAME_MAX, got, 64, 0) == 1 &&
+                      in[99] == i,
+                  "frame %u", i);
+        CHECK(port_counter(f, 1, MINT_PORT_OUT_FRAMES) == 143, "out");
         mint_plain_free(plain);
         free(out);
         free(in);

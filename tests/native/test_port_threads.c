@@ -190,22 +190,22 @@ static void stream(uint32_t frames, uint32_t batch, uint32_t poll_us)
 
 static void batches_by_doorbell(void)
 {
-    stream(1500000, 32, 0);
+    stream(1000000, 32, 0);
 }
 
 static void single_frames_by_doorbell(void)
 {
-    stream(300000, 1, 0);
+    stream(150000, 1, 0);
 }
 
 static void batches_by_polling(void)
 {
-    stream(700000, 32, 50);
+    stream(400000, 32, 50);
 }
 
 /* -------------------------------------------------------------------------------- to and fro */
 
-#define ROUNDS 60000u
+#define ROUNDS 20000u
 
 /* Each frame is answered before the next: both sides sleep between any two. */
 static void *answer(void *arg)

@@ -305,6 +305,35 @@ static void one_ring_for_one_wish(void)
     }
 }
 
+/*
+ * A ring may come for room that was seen already: the receiver was slow between giving the room and
+ * looking who waits. Then the wish is used up, and whoever goes on waiting must ask again.
+ */
+static void a_late_ring_uses_up_the_wish(void)
+{
+    BOTH_LAYOUTS(layout)
+    {
+        struct fabric *f = open_fabric(2, layout, 10000000);
+        uint64_t left;
+        uint32_t want;
+
+        fill(f, 0, 1, 1000);
+        CHECK(post(f, 0, 1, 1000, 0) == MINT_FULL, "room");
+        CHECK(mint_port_wait_room(f->port[0], 1) == 1, "not asked");
+        want = load_relaxed(&f->port[0]->slots[1].tx_want);
+        CHECK(mint_port_wait_room(f->port[0], 1) > 1, "asked twice for nothing");
+        CHECK(load_relaxed(&f->port[0]->slots[1].tx_want) == want, "asked twice for nothing");
+        f->port[1]->peers[0]->rung_want = want;
+        mint_bell_ring(f->bell[1][0]);
+        CHECK(mint_port_wait_peer(f->port[0], 1, SOON) == 0, "interrupted");
+        left = mint_port_wait_room(f->port[0], 1);
+        CHECK(left == 1 && load_relaxed(&f->port[0]->slots[1].tx_want) > want, "not asked again");
+        CHECK(recv_mark(f, 1) >= 0, "nothing comes");
+        CHECK(rx_counter(f, 1, 0, MINT_RX_RINGS) == 1, "the receiver does not ring");
+        fabric_free(f);
+    }
+}
+
 /* After a time-out nobody waits any more: a later sleep is a sleep. */
 static void a_time_out_ends_the_wait(void)
 {
@@ -586,6 +615,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(room_that_comes_in_crumbs),
     CHECK_TEST(room_that_another_receiver_gives),
     CHECK_TEST(one_ring_for_one_wish),
+    CHECK_TEST(a_late_ring_uses_up_the_wish),
     CHECK_TEST(a_time_out_ends_the_wait),
     CHECK_TEST(a_time_limit_does_not_drop),
     CHECK_TEST(rings_once_for_each_sleep),

@@ -91,7 +91,7 @@ static void full_means_head_minus_tail_is_the_capacity(void)
 static void commits_less_than_reserved(void)
 {
     struct channel *c = open_channel(393216);
-    uint32_t len;
+    uint32_t len = 0;
 
     works(c, 1);
     for (uint32_t n = 0; n < 1000; n++) {
@@ -99,6 +99,7 @@ static void commits_less_than_reserved(void)
         uint32_t wanted = MINT_FRAME_MIN + random_below(3000);
 
         CHECK(rec, "no room");
+        CHECK(mint_ring_reserve(&c->tx, wanted) == rec, "reserving again gives another place");
         mint_ring_commit(&c->tx, rec, wanted);
         CHECK(!mint_ring_rx_pending(&c->rx) && !mint_ring_next(&c->rx, &len), "seen unpublished");
         CHECK(mint_ring_publish(&c->tx) == 1, "not published");
@@ -253,6 +254,31 @@ static void random_everything(void)
         random_run(capacities[i], 8000, true, true);
 }
 
+/* A consumer that dies before it has looked at all: what was published for it is not lost. */
+static void a_consumer_dies_before_its_first_look(void)
+{
+    struct channel *c = new_channel(393216);
+    uint64_t number;
+    uint32_t len;
+
+    open_tx(c);
+    watch(c, true);
+    open_rx(c);
+    watch(c, true);
+    for (uint64_t n = 0; n < 10; n++)
+        CHECK(stage(c, n, 200), "no room");
+    mint_ring_publish(&c->tx);
+    watch(c, false);
+    open_rx(c);
+    watch(c, false);
+    for (uint64_t n = 0; n < 10; n++)
+        CHECK(take(c, &number, &len) && number == n, "frame %u is lost", (uint32_t)n);
+    mint_ring_recycle(&c->rx);
+    works(c, 10);
+    CHECK(c->tx.lost == 0, "%u counted as lost", (uint32_t)c->tx.lost);
+    free_channel(c);
+}
+
 static void what_was_published_before_closing_arrives(void)
 {
     struct channel *c = open_channel(393216);
@@ -368,6 +394,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(random_crashes),
     CHECK_TEST(random_reopenings),
     CHECK_TEST(random_everything),
+    CHECK_TEST(a_consumer_dies_before_its_first_look),
     CHECK_TEST(what_was_published_before_closing_arrives),
     CHECK_TEST(what_a_closed_consumer_left_is_counted),
     CHECK_TEST(a_slot_is_used_again),

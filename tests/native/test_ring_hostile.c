@@ -77,6 +77,7 @@ static void head_off_the_grid(void)
     for (uint32_t off = 1; off < MINT_LINE; off += 3)
         bad_head(MINT_LINE + off);
     bad_head(1);
+    bad_head(3 * MINT_REC_BYTES(500) + 1); /* behind records that are in order */
 }
 
 static void bad_length(uint32_t bad)
@@ -100,6 +101,20 @@ static void record_lengths(void)
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         bad_length(bad[i]);
+}
+
+/* However much is published, a record is never longer than the longest. */
+static void the_longest_record(void)
+{
+    struct channel *c = channel_with(0);
+    uint32_t gen = c->rx.gen, len;
+
+    for (uint32_t i = 0; i < 2; i++)
+        CHECK(stage(c, i, MINT_FRAME_MAX), "no room");
+    mint_ring_publish(&c->tx);
+    store_relaxed(&next_record(c)->len, MINT_FRAME_MAX + 1);
+    CHECK(!mint_ring_next(&c->rx, &len), "a record of %u bytes", len);
+    recovers(c, gen, 0);
 }
 
 /* A record that would reach behind what is published. */
@@ -378,21 +393,14 @@ static void a_predecessor_of_nonsense(void)
 }
 
 static const struct check_test tests[] = {
-    CHECK_TEST(head_beyond_the_capacity),
-    CHECK_TEST(head_before_the_tail),
-    CHECK_TEST(head_off_the_grid),
-    CHECK_TEST(record_lengths),
-    CHECK_TEST(record_beyond_the_head),
-    CHECK_TEST(breach_in_the_middle),
-    CHECK_TEST(the_producer_asks_for_a_reset),
-    CHECK_TEST(the_producer_asks_at_once),
-    CHECK_TEST(unknown_states_are_waited_out),
-    CHECK_TEST(tail_beyond_the_head),
-    CHECK_TEST(tail_too_far_back),
-    CHECK_TEST(tail_off_the_grid),
-    CHECK_TEST(a_demand_from_anywhere),
-    CHECK_TEST(a_producer_of_nonsense),
-    CHECK_TEST(a_consumer_of_nonsense),
+    CHECK_TEST(head_beyond_the_capacity),  CHECK_TEST(head_before_the_tail),
+    CHECK_TEST(head_off_the_grid),         CHECK_TEST(record_lengths),
+    CHECK_TEST(the_longest_record),        CHECK_TEST(record_beyond_the_head),
+    CHECK_TEST(breach_in_the_middle),      CHECK_TEST(the_producer_asks_for_a_reset),
+    CHECK_TEST(the_producer_asks_at_once), CHECK_TEST(unknown_states_are_waited_out),
+    CHECK_TEST(tail_beyond_the_head),      CHECK_TEST(tail_too_far_back),
+    CHECK_TEST(tail_off_the_grid),         CHECK_TEST(a_demand_from_anywhere),
+    CHECK_TEST(a_producer_of_nonsense),    CHECK_TEST(a_consumer_of_nonsense),
     CHECK_TEST(a_predecessor_of_nonsense),
 };
 

@@ -15,7 +15,8 @@ from mint_vni.fabric.port import Port
 from mint_vni.lab import wire
 from mint_vni.lab.client import Client
 
-_KNOWN_S = 0.1  # how long a new port waits until the others know of it
+_KNOWN_S = 0.3  # how long a new port waits until the others know of it
+_LEFT_S = 1.0  # how long a port that leaves waits until the lab has let go of its name
 
 # A port learns of others during its calls only. So that those of one process find each other at
 # once, whatever they are called in turn, they are told of each other here.
@@ -112,6 +113,11 @@ class _Attachment:
 
     def _closed(self, _port: Port) -> None:
         _in_this_process.discard(self)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            self._sock.settimeout(_LEFT_S)
+            while self._sock.recv(1 << 16):
+                pass  # what there was to say meanwhile
         with contextlib.suppress(OSError):
             self._client.close()
 

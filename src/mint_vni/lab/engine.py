@@ -304,7 +304,14 @@ class Engine:
 
     # -- raw ports ------------------------------------------------------------------------------
 
-    async def attach(self, name: str, mac: str | None, link: socket.socket, uid: int) -> Member:
+    async def attach(
+        self,
+        name: str,
+        mac: str | None,
+        link: socket.socket,
+        uid: int,
+        introduce: Callable[[Member], None],
+    ) -> Member:
         """Add a raw port.
 
         Args:
@@ -312,8 +319,10 @@ class Engine:
             mac: its MAC address; None: one that follows from its index.
             link: the connection of the program that serves it.
             uid: the user of that program.
+            introduce: gives the program its port; before anybody else tells it of other ports.
 
         Raises:
+            OSError: the program is gone.
             LabStateError: the name or the MAC is taken, or there is no slot left.
             FabricError: layout ``shared`` and a user who is not trusted.
         """
@@ -327,6 +336,11 @@ class Engine:
             member = Member(spec, uid, link=link, state="up")
             self._add_member(member)
             await self._tell_all(member, wire.add_peer_message(spec, self.capacity), adding=True)
+            try:
+                await asyncio.to_thread(introduce, member)
+            except OSError:
+                await self._remove(member)
+                raise
             return member
 
     def _raw_spec(self, name: str, mac: str | None) -> PortSpec:
@@ -374,12 +388,14 @@ class Engine:
     async def detach(self, member: Member) -> None:
         """Remove a raw port."""
         async with self._changing:
-            if self.members.pop(member.spec.index, None) is None:
-                return
-            data = wire.drop_peer_message(member.spec.index)
-            await self._tell_all(member, data, adding=False)
-            member.close()
-            self.regions.remove_port(member.spec.index)
+            await self._remove(member)
+
+    async def _remove(self, member: Member) -> None:
+        if self.members.pop(member.spec.index, None) is None:
+            return
+        await self._tell_all(member, wire.drop_peer_message(member.spec.index), adding=False)
+        member.close()
+        self.regions.remove_port(member.spec.index)
 
     # -- status ---------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,7 @@ class Server:
             raise LabStateError(
                 f"lab {engine.plan.name} is {engine.state}; try again when it is up"
             )
-        member = await engine.attach(name, mac, conn, uid)
-        try:
-            await asyncio.to_thread(self._introduce, conn, member)
-        except OSError:
-            await engine.detach(member)
-            raise
-        return member
+        return await engine.attach(name, mac, conn, uid, partial(self._introduce, conn))
 
     def _introduce(self, conn: socket.socket, member: Member) -> None:
         """Give a raw port its regions and its peers."""
