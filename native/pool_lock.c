@@ -18,6 +18,7 @@
 #define STALE_NS 20000000L /* how long a waiter sleeps before it asks whether the holder lives */
 
 #ifdef MINT_TEST
+/* NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): tests set it */
 void (*mint_pool_test_hook)(enum mint_pool_point point);
 #endif
 

@@ -34,6 +34,7 @@ enum mint_pool_point {
 #include "pool.h"
 
 /* Called at each point if not NULL. */
+/* NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): tests set it */
 extern void (*mint_pool_test_hook)(enum mint_pool_point point);
 #define MINT_POOL_TEST_DIE(point) \
     do { \

@@ -39,12 +39,8 @@ def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture
-def per_channel(lab: Lab) -> Lab:
-    """The lab, for what would be no different in layout shared."""
-    if lab.status()["layout"] != "per-channel":
-        pytest.skip("once is enough")
-    return lab
+# For what would be no different in the other layout.
+once = pytest.mark.parametrize("lab", ["per-channel"], indirect=True)
 
 
 # --------------------------------------------------------------------------- who is there
@@ -72,11 +68,12 @@ def test_each_pair_pings_over_its_own_two_channels(lab: Lab) -> None:
         assert not traffic.moved.drops()
 
 
-def test_every_byte_is_counted_at_both_ends(per_channel: Lab) -> None:
+@once
+def test_every_byte_is_counted_at_both_ends(lab: Lab) -> None:
     """What a's port took, the channel carried and b's port handed over is the same."""
-    ping(per_channel["a"], "b")
-    with Traffic(per_channel) as traffic:
-        ping(per_channel["a"], "b", count=200)
+    ping(lab["a"], "b")
+    with Traffic(lab) as traffic:
+        ping(lab["a"], "b", count=200)
     moved = traffic.moved
     assert moved.frames("a", "b") + moved.frames("a", "c") >= moved.port("a", "in_frames") >= 200
     taken = moved.frames("a", "b") + moved.frames("c", "b")
@@ -123,8 +120,9 @@ def test_scp_of_50_megabytes_arrives_whole(lab: Lab) -> None:
     b.run(["rm", "/tmp/copy"])
 
 
-def test_sftp_there_and_back(per_channel: Lab) -> None:
-    a, b = per_channel["a"], per_channel["b"]
+@once
+def test_sftp_there_and_back(lab: Lab) -> None:
+    a, b = lab["a"], lab["b"]
     a.run(["sh", "-c", "echo hello >/tmp/there"])
     batch = "put /tmp/there /tmp/here\nget /tmp/here /tmp/back\nls -l /tmp/here\n"
     a.run(["sftp", "-q", "-b", "-", "b"], input=batch, timeout=20)
@@ -132,12 +130,13 @@ def test_sftp_there_and_back(per_channel: Lab) -> None:
     assert a.run(["cat", "/tmp/back"]).stdout == "hello\n"
 
 
-def test_files_of_a_node_are_its_own(per_channel: Lab) -> None:
+@once
+def test_files_of_a_node_are_its_own(lab: Lab) -> None:
     name = "mint-test-private"
     for place in ("/tmp", "/run", "/dev/shm"):
-        per_channel["a"].run(["touch", f"{place}/{name}"])
+        lab["a"].run(["touch", f"{place}/{name}"])
         assert not Path(place, name).exists()
-        assert per_channel["b"].run(["test", "-e", f"{place}/{name}"], check=False).returncode == 1
+        assert lab["b"].run(["test", "-e", f"{place}/{name}"], check=False).returncode == 1
 
 
 # -------------------------------------------------------------------------------- iperf3
@@ -211,8 +210,9 @@ def test_vlan_tags_travel(lab: Lab) -> None:
     assert not traffic.moved.drops()
 
 
-def test_vlan_interfaces_talk(per_channel: Lab) -> None:
-    a, b = per_channel["a"], per_channel["b"]
+@once
+def test_vlan_interfaces_talk(lab: Lab) -> None:
+    a, b = lab["a"], lab["b"]
     add = ["ip", "link", "add", "link", "vni0", "name", "vni0.7", "type", "vlan", "id", str(VLAN)]
     if a.run(add, check=False).returncode != 0:
         pytest.skip("this kernel has no 8021q; the frames themselves are tested above")

@@ -483,7 +483,7 @@ static void plain_receivers_get_plain_frames(void)
 
         mac_of(1, frame);
         mac_of(0, frame + 6);
-        memcpy(frame + 12, "\x08\x00\x45\x00", 4);
+        memcpy(frame + 12, (const uint8_t[]){0x08, 0x00, 0x45, 0x00}, 4);
         frame[16] = (sizeof(frame) - 14) >> 8;
         frame[17] = (sizeof(frame) - 14) & 0xff;
         frame[23] = 6;    /* TCP */
