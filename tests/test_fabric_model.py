@@ -336,6 +336,7 @@ class SharedMachine(FabricMachine):
     channel_bytes = 1 << 20
 
 
+@pytest.mark.timeout(600)  # a failure takes minutes to be made small
 @pytest.mark.parametrize("machine", [PerChannelMachine, SharedMachine])
 def test_like_the_model(machine: type[FabricMachine]) -> None:
     run_state_machine_as_test(
