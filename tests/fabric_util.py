@@ -95,6 +95,28 @@ def gives_back() -> Iterator[None]:
     assert mappings() == maps
 
 
+@contextmanager
+def three_ports(layout: str) -> Iterator[Fabric]:
+    """A fabric of the ports x, y and z, which must give back all that it took."""
+    with gives_back(), Fabric.create(["x", "y", "z"], layout, channel_bytes=393216) as fabric:
+        yield fabric
+
+
+def fill(fabric: Fabric, src: str, dst: str, size: int = 1000) -> int:
+    """Send until the channel is full; how many frames fit."""
+    data = frame(fabric[src], fabric[dst], bytes(size - 14))
+    sent = fabric[src].send_many([data] * 10_000, timeout=0)
+    assert sent < 10_000
+    return sent
+
+
+def drain(port: Port) -> list[bytes]:
+    frames: list[bytes] = []
+    while more := port.recv_many(timeout=0):
+        frames += more
+    return frames
+
+
 class Child:
     """A forked child that runs a function and reports what it returned."""
 

@@ -35,6 +35,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,16 @@ class Server:
             elif op == "down":
                 result = {"problems": await self.stop()}
             else:
-                raise LabStateError(f"the supervisor knows no request {op!r}; use the same version")
+                unknown = f"the supervisor knows no request {op!r}; use the same version"
+                await _send(conn, protocol.error_message(LabStateError(unknown)))
+                return None
         except MintError as error:
+            await _send(conn, protocol.error_message(error))
+            return None
+        except Exception as error:
+            if op == "attach" and isinstance(error, OSError):
+                raise  # the program that wanted to be a port has gone
+            log(f"internal error: {traceback.format_exc()}")
             await _send(conn, protocol.error_message(error))
             return None
         await _send(conn, {"result": result})
