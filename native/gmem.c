@@ -61,6 +61,7 @@ int mint_gmem_add(struct mint_gmem *m, uint64_t gpa, uint64_t uva, uint64_t size
     if (map == MAP_FAILED)
         return -errno;
     madvise(map, offset + size, MADV_DONTDUMP);
+    guarded = m;
     r = &m->region[m->count++];
     r->gpa = gpa;
     r->uva = uva;
@@ -126,11 +127,10 @@ static void on_bus_error(int sig, siginfo_t *info, void *context)
     signal(sig, SIG_DFL); /* nobody's fault but ours: die of it when it happens again at once */
 }
 
-int mint_gmem_guard(struct mint_gmem *m)
+int mint_gmem_guard(void)
 {
     struct sigaction sa = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
 
-    guarded = m;
     sigemptyset(&sa.sa_mask);
     return sigaction(SIGBUS, &sa, NULL) < 0 ? -errno : 0;
 }

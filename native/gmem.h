@@ -42,8 +42,9 @@ uint8_t *mint_gmem_at(struct mint_gmem *m, uint64_t gpa, uint64_t *len);
 /* Where `len` bytes at the front end's address `uva` are, all in one region; NULL: nowhere. */
 uint8_t *mint_gmem_ring(struct mint_gmem *m, uint64_t uva, uint64_t len);
 
-/* Survive a guest that cuts its memory's file short; for one guest a process. */
-int mint_gmem_guard(struct mint_gmem *m);
+/* From now on this process survives a guest that cuts its memory's file short; for one guest (the
+ * last that mint_gmem_add() was called for) a process. Return: 0 or a negative errno. */
+int mint_gmem_guard(void);
 /* Whether that happened since the last mint_gmem_clear(). */
 bool mint_gmem_torn(void);
 

@@ -291,8 +291,7 @@ static struct mint_vhost *make(struct mint_worker *w)
     if (!v)
         return NULL;
     v->plain = mint_plain_new();
-    if (!v->plain || mint_gmem_guard(&v->memory) < 0) {
-        mint_plain_free(v->plain);
+    if (!v->plain) {
         free(v);
         return NULL;
     }

@@ -19,6 +19,7 @@
  *
  * It trusts the supervisor, and nobody else: see port.c.
  */
+#include "gmem.h"
 #include "worker.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -133,6 +134,8 @@ int main(void)
     w.open_fds[0] = w.open_fds[1] = -1;
     w.owner_uid = getuid();
     ask_short_slice();
+    if (mint_gmem_guard() < 0) /* before the sandbox forbids it */
+        return EXIT_FAILURE;
     mint_control_accept(&w); /* blocks: the supervisor connects at once */
     if (w.control_fd < 0) {
         mint_log("no supervisor: descriptor %d is not a listening socket", LISTEN_FD);
