@@ -64,15 +64,15 @@ struct mint_port {
     uint32_t in_done; /* frames settled since the last flush */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
-    bool asked;        /* no bell has rung since it was asked for room: its ring is still to come */
-    uint32_t wake;     /* our wake word */
-    bool shares_core;  /* with those whose frames are waited for */
-    bool blocked;      /* the device takes no frames */
+    bool asked;       /* no bell has rung since it was asked for room: its ring is still to come */
+    uint32_t wake;    /* our wake word */
+    bool shares_core; /* with those whose frames are waited for */
+    bool blocked;     /* the device takes no frames */
     const struct mint_waiter *waiter; /* the device, if it is one to be looked at; or NULL */
-    uint64_t activity; /* frames seen in either direction */
-    uint64_t spun_at;  /* activity when the last spin began */
-    uint64_t spin_ns;  /* how long to spin before sleeping now, 0 .. poll_us */
-    uint64_t cached_key; /* the last look-up */
+    uint64_t activity;                /* frames seen in either direction */
+    uint64_t spun_at;                 /* activity when the last spin began */
+    uint64_t spin_ns;                 /* how long to spin before sleeping now, 0 .. poll_us */
+    uint64_t cached_key;              /* the last look-up */
     int cached_dst;
     struct mint_macs macs;
 };

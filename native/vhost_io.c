@@ -348,6 +348,7 @@ static bool give_cut(struct mint_vhost *v, struct tally *t)
 static bool give_next(struct mint_vhost *v, struct tally *t)
 {
     struct mint_view view;
+    uint32_t len;
     bool go_on;
 
     if (!mint_port_recv(v->port, &view))
@@ -357,13 +358,11 @@ static bool give_next(struct mint_vhost *v, struct tally *t)
         go_on = give_view(v, &view, t);
         mint_port_release(v->port, &view);
         return go_on;
-    } else {
-        uint32_t len = mint_plain_take(v->plain, v->port, &view, v->out, sizeof(v->out));
-
-        mint_port_release(v->port, &view);
-        memset(&v->out_vnet, 0, sizeof(v->out_vnet));
-        return len ? give_out(v, len, t) : give_cut(v, t);
     }
+    len = mint_plain_take(v->plain, v->port, &view, v->out, sizeof(v->out));
+    mint_port_release(v->port, &view);
+    memset(&v->out_vnet, 0, sizeof(v->out_vnet));
+    return len ? give_out(v, len, t) : give_cut(v, t);
 }
 
 static void finish_out(struct mint_vhost *v, struct tally *t)
