@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from mint_vni.errors import NodeError
 from mint_vni.nodes import cgroup
-from mint_vni.nodes.base import Facts, Node, NodeContext
+from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.netns import NetnsNode
 from mint_vni.nodes.proc import kill_process
 from mint_vni.nodes.ssh import SshMaterial
 
 __all__ = [
     "KINDS",
+    "Device",
     "Facts",
     "Node",
     "NodeContext",
