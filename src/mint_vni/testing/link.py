@@ -152,6 +152,10 @@ class FrontendLink:
             )
         return answer
 
+    def barrier(self) -> None:
+        """Wait until the back end has done all that it was told before."""
+        self.ask_u64(Request.GET_FEATURES)
+
     def read_config(self, size: int) -> bytes:
         """The first ``size`` bytes of the device's configuration.
 
