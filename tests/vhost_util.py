@@ -176,13 +176,15 @@ class Bench:
             options: of `VhostUserServer`, for all guests.
         """
         self.directory = directory
-        names = [*guests]
-        self.fabric = Fabric.create([*names, *raw], layout, **fabric)
+        names, raws = [*guests], [*raw]
+        self.fabric = Fabric.create([*names, *raws], layout, **fabric)
         self.loop = Loop()
         self.guests: dict[str, Guest] = {}
         try:
             for name in names:
                 self.guests[name] = Guest(self, name, options or {})
+            for name in raws:
+                self.fabric.port(name)
         except BaseException:
             self.close()
             raise

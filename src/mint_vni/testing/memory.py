@@ -19,6 +19,7 @@ from dataclasses import dataclass
 _PAGE = mmap.PAGESIZE
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _GRAIN = 64
+_SEAM = 64 << 10  # bytes at both ends of a region that are not allocated
 _USER_BASE = 0x7F20_0000_0000
 _USER_STRIDE = 0x4_0000_0000  # far more than a region: none adjoins another in user addresses
 
@@ -89,8 +90,8 @@ class GuestMemory:
             sealed: forbid that the files shrink, as QEMU does by default.
         """
         each = parse_size(size) // regions // _PAGE * _PAGE
-        if each <= 0 or base % _PAGE or gap % _PAGE:
-            raise ValueError(f"{size} in {regions} regions at {base:#x}: not whole pages")
+        if each <= 4 * _SEAM or base % _PAGE or gap % _PAGE:
+            raise ValueError(f"{size} in {regions} regions at {base:#x}: not whole pages, or too little")
         self._lock = threading.Lock()
         self._fds: list[int] = []
         self.regions: list[Region] = []
@@ -105,7 +106,7 @@ class GuestMemory:
             self.regions.append(Region(guest, each, user, offset, fd))
         self._maps = [mmap.mmap(r.fd, r.size, offset=r.offset) for r in self.regions]
         self._views = [memoryview(m) for m in self._maps]
-        self._bump = [0] * regions
+        self._bump = [_SEAM] * regions
         self._turn = 0
         self._free: dict[tuple[int, int], list[int]] = defaultdict(list)
         self._sizes: dict[int, int] = {}
@@ -235,7 +236,7 @@ class GuestMemory:
                 if align <= _GRAIN and self._free[i, size]:
                     return self._free[i, size].pop()
                 at = -(-self._bump[i] // align) * align
-                if at + size <= self.regions[i].size:
+                if at + size + _SEAM <= self.regions[i].size:
                     self._bump[i] = at + size
                     guest = self.regions[i].guest + at
                     self._sizes[guest] = size
@@ -247,18 +248,20 @@ class GuestMemory:
         with self._lock:
             self._free[self._which(guest), self._sizes[guest]].append(guest)
 
-    def alloc_across(self, size: int) -> int:
-        """Memory that lies half in region 0 and half in region 1; never given twice nor freed.
+    def seam(self, size: int, after: int = 0) -> int:
+        """Memory half in one region, half in the next; always the same, and apart from others.
+
+        Args:
+            size: bytes, up to 128 KiB.
+            after: the first of the two regions.
+
+        Returns:
+            Its guest address.
 
         Raises:
-            ValueError: the regions do not adjoin.
+            ValueError: there is no next region, the regions do not adjoin, or too much.
         """
-        first, second = self.regions[:2]
-        if first.end != second.guest:
-            raise ValueError("the regions do not adjoin; make the memory with gap=0")
-        half = size // 2
-        with self._lock:
-            if self._bump[1] or self._bump[0] + half > first.size:
-                raise MemoryError("the start of region 1 is in use; ask for this first")
-            self._bump[1] = -(-(size - half) // _GRAIN) * _GRAIN
-        return first.end - half
+        first, second = self.regions[after : after + 2]
+        if first.end != second.guest or size > 2 * _SEAM:
+            raise ValueError(f"no seam of {size} bytes there; make the memory with gap=0")
+        return first.end - size // 2
