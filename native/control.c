@@ -118,18 +118,14 @@ static int on_open(struct mint_worker *w, const struct mint_msg *m, const int *f
 
     if (w->port || n < 1)
         return -EINVAL;
-    w->peers = calloc(m->u.open.port.slots ? m->u.open.port.slots : 1, sizeof(w->peers[0]));
-    if (!w->peers)
-        return -ENOMEM;
     err = mint_port_open(&w->port, &m->u.open.port, fds[0], n > 1 ? fds[1] : -1);
-    if (!err) {
-        err = mint_sandbox(m->u.open.uid, m->u.open.gid);
-        if (err) {
-            mint_port_close(w->port);
-            w->port = NULL;
-        }
-    }
+    if (err)
+        return err;
+    w->peers = calloc(m->u.open.port.slots, sizeof(w->peers[0])); /* a number that was checked */
+    err = w->peers ? mint_sandbox(m->u.open.uid, m->u.open.gid) : -ENOMEM;
     if (err) {
+        mint_port_close(w->port);
+        w->port = NULL;
         free(w->peers);
         w->peers = NULL;
         return err;

@@ -5,6 +5,9 @@
 #define POSITION_MAX (UINT64_MAX >> 2) /* more than any channel ever carries: no sum overflows */
 /* Whether a number that lay in shared memory can be a position. */
 #define NO_POSITION(pos) (((pos) & (MINT_LINE - 1u)) != 0 || (pos) > POSITION_MAX)
+/* Where a generation may begin at most: far from the largest position, or a hostile end could have
+ * the channel begin so close to it that no later, honest end ever gets anywhere. */
+#define START_MAX (POSITION_MAX >> 1)
 
 /* Count the records in [from, to) of our own payload region. */
 static uint64_t count_records(const struct mint_ring_tx *r, uint64_t from, uint64_t to)
@@ -39,7 +42,7 @@ static void tx_place(struct mint_ring_tx *r, uint64_t at)
  */
 static void tx_settle(struct mint_ring_tx *r)
 {
-    uint64_t tail = load_acquire(&r->peer->tail) & POSITION_MAX & ~(uint64_t)(MINT_LINE - 1u);
+    uint64_t tail = load_acquire(&r->peer->tail) & START_MAX & ~(uint64_t)(MINT_LINE - 1u);
 
     /* Another consumer's tail, or a lie, says nothing of what was read: then the last one counts. */
     r->lost += count_records(r, r->head - tail <= r->cap ? tail : r->tail, r->head);
@@ -130,10 +133,13 @@ static void rx_demand(struct mint_ring_rx *r)
     r->gen = (r->gen + 1u) & 0xffffffu;
     if (r->gen == theirs)
         r->gen = (r->gen + 1u) & 0xffffffu;
+    if (r->released > START_MAX)
+        r->released = 0;
     r->next = r->recycled = r->head = r->released;
     r->off = (uint32_t)(r->next % r->cap);
     r->open = false;
-    store_relaxed(&r->own->tail, r->released);
+    /* It may give room back, as in mint_ring_recycle(), and may be seen before the demand is. */
+    store_release(&r->own->tail, r->released);
     /* Pairs with load_acquire in mint_ring_tx_join(): the tail is seen before the demand. */
     store_release(&r->own->rx_end, MINT_END(r->gen, MINT_END_RESET));
 }
