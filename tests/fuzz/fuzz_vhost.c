@@ -320,7 +320,6 @@ static void say_something(struct script *s, struct world *w)
     m.type = how & 0x80u ? take32(s) : how % 10u;
     m.seq = how;
     if (m.type == MINT_VMSG_MEMORY) {
-        w->all = true;
         m.u.memory.gpa = take_near(s, GPA, PART, FILES * PART);
         m.u.memory.uva = take_near(s, UVA, PART, FILES * 2ull * PART);
         m.u.memory.size = take_near(s, PART, 4096, 0);
@@ -335,6 +334,7 @@ static void say_something(struct script *s, struct world *w)
         m.magic = take32(s);
     }
     n = some_fds(s, w, fds);
+    w->all |= n > 0; /* another region; or a file to be "called", which is written to */
     if (m.type == MINT_VMSG_MEMORY && n == 1 && how & 0x20u)
         fds[0] = w->file[how & 1u];
     say(w, &m, bytes, fds, n);
