@@ -13,6 +13,9 @@ says that it is ready.
 ``udp-listen PORT COUNT [GROUP]``         receive datagrams, also of a multicast group
 ``udp-send HOST PORT SIZE COUNT [GSO]``   send datagrams, several with one call if GSO
 ``udp-flood HOST PORT SIZE RATE``         send datagrams, RATE bytes a second, until input ends
+``udp-paced HOST PORT SIZE RATE``         send numbered, checksummed datagrams, RATE a second,
+                                          until input ends
+``udp-check PORT``                        the other side of ``udp-paced``, until input ends
 ``raw-listen IFACE ETHERTYPE``            receive one frame of a type, with its VLAN tag
 ``raw-send IFACE HEX``                    send a frame as it is
 ========================================  =====================================================
@@ -28,6 +31,7 @@ import socket
 import struct
 import sys
 import time
+import zlib
 from collections.abc import Callable
 
 CHUNK = 1 << 17
@@ -36,6 +40,7 @@ TIMEOUT = 60.0
 SOL_UDP, UDP_SEGMENT = 17, 103
 SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 16
 ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33
 IPV6_ADD = socket.IPV6_JOIN_GROUP
 
 
@@ -178,6 +183,44 @@ def udp_flood(host: str, port: str, size: str, rate: str) -> None:
     say(sent=sent)
 
 
+def udp_paced(host: str, port: str, size: str, rate: str) -> None:
+    sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
+    filler, number, start = random.Random(12).randbytes(int(size) - 12), 0, time.monotonic()
+    say(ready=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        body = struct.pack("!Q", number) + filler
+        sock.sendto(struct.pack("!I", zlib.crc32(body)) + body, (host, int(port)))
+        number += 1
+        time.sleep(max(0.0, start + number / int(rate) - time.monotonic()))
+    say(sent=number)
+
+
+def udp_check(port: str) -> None:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("", int(port)))
+    say(ready=int(port))
+    got = bad = again = late = 0
+    expected, seen = 0, set()
+    pause, last = 0.0, 0.0
+    while True:
+        ready = select.select([sock, sys.stdin], [], [], TIMEOUT)[0]
+        if sock not in ready:
+            break  # told to end, and nothing is left
+        data = sock.recv(1 << 16)
+        now = time.monotonic()
+        pause, last = max(pause, now - last) if got else 0.0, now
+        checksum, number = struct.unpack_from("!IQ", data)
+        got += 1
+        bad += zlib.crc32(data[4:]) != checksum
+        again += number in seen
+        seen.add(number)
+        late += number < expected
+        expected = max(expected, number + 1)
+    say(got=got, distinct=len(seen), corrupted=bad, repeated=again, late=late, pause=pause)
+
+
 def raw_listen(interface: str, ethertype: str) -> None:
     # All types, since the kernel takes tags off before it hands frames to whoever wants one type.
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
@@ -208,6 +251,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "udp-listen": udp_listen,
     "udp-send": udp_send,
     "udp-flood": udp_flood,
+    "udp-paced": udp_paced,
+    "udp-check": udp_check,
     "raw-listen": raw_listen,
     "raw-send": raw_send,
 }

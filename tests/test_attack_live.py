@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hostile worker beside a running lab: tests/attack/attacker.c has a port, and two nodes work on.
+
+What it costs the bystanders is compared within one run: the attacker attacks and burns in turn. When
+it burns, it does all the same to memory and sockets of its own. So a busy machine slows both alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import labs
+from attackers import WAYS, Attacker, Place
+from labs import Child, Traffic, inside, ping
+from mint_vni.lab import Lab
+
+SLICE_S = 0.5
+SLICES = 12  # half of them attacks
+LEAST = 0.9  # of what bystanders have beside an attacker that only burns
+STREAM = 400  # datagrams a second
+
+
+@pytest.fixture
+def lab(machine: None) -> Iterator[Lab]:
+    with Lab.up(labs.source("attack", "ab")) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def stream(lab: Lab, src: str, dst: str) -> Iterator[dict[str, Any]]:
+    """Numbered and checksummed datagrams at a steady pace; the result is complete after the block."""
+    result: dict[str, Any] = {}
+    with (
+        inside(lab[dst], "udp-check", 5010) as listener,
+        inside(lab[src], "udp-paced", labs.address(lab, dst), 5010, 700, STREAM) as sender,
+    ):
+        listener.result("ready")
+        sender.result("ready")
+        yield result
+        sender.close_input()
+        result |= sender.result("sent")
+        listener.close_input()
+        result |= listener.result("got")
+
+
+@contextlib.contextmanager
+def iperf(lab: Lab, src: str, dst: str) -> Iterator[None]:
+    """A TCP connection that takes what it can get."""
+    with Child(lab[dst].exec_argv(["iperf3", "-s", "-1", "--forceflush"])) as server:
+        server.expect("listening")
+        argv = ["iperf3", "-c", labs.address(lab, dst), "-t", "600", "--forceflush"]
+        with Child(lab[src].exec_argv(argv), stderr=True) as client:
+            client.expect("connected")
+            yield
+            assert client.process.poll() is None, "the connection broke"
+
+
+def carried(lab: Lab, src: str, dst: str) -> int:
+    """Bytes that a channel has carried."""
+    channels = lab.status()["channels"]
+    found = next(c for c in channels if (c["from"], c["to"]) == (src, dst))
+    return int(found["bytes"])
+
+
+def rate(lab: Lab, seconds: float) -> float:
+    """Bytes a second from a to b, from now on."""
+    start, before = time.monotonic(), carried(lab, "a", "b")
+    time.sleep(seconds)
+    return (carried(lab, "a", "b") - before) / (time.monotonic() - start)
+
+
+def compare(lab: Lab, attacker: Attacker, slices: int, way: str = "") -> float:
+    """Throughput beside the attack, as a part of that beside the burning."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(slices):
+        attacks = i % 4 in (1, 2)  # burn, attack, attack, burn: a drift hits both
+        (attacker.attack if attacks else attacker.burn)(way)
+        time.sleep(0.05)
+        rates[attacks].append(rate(lab, SLICE_S))
+    return statistics.median(rates[True]) / statistics.median(rates[False])
+
+
+def ends_of(lab: Lab, name: str) -> list[dict[str, Any]]:
+    """The receiving ends of the attacker's channels."""
+    return [c for c in lab.status()["channels"] if c["from"] == name]
+
+
+def test_two_nodes_work_on_beside_an_attacker(lab: Lab) -> None:
+    """Every way of attacking in turn, mixed."""
+    with Place(lab, "evil") as place, Attacker(place) as attacker:
+        with Traffic(lab) as traffic, iperf(lab, "a", "b"), stream(lab, "b", "a") as got:
+            share = compare(lab, attacker, SLICES)
+            attacker.burn()
+        labs.report(f"throughput beside the attack: {share:.3f}; stream: {got}")
+        resets = {c["to"]: c["rx"]["resets"] for c in ends_of(lab, "evil")}
+        labs.report(f"resets of the attacker's channels: {resets}")
+        assert got["corrupted"] == got["late"] == got["repeated"] == 0
+        assert got["got"] == got["sent"], "the stream lost frames"
+        assert not traffic.moved.drops_of("ab")
+        assert all(n > 0 for n in resets.values()), resets
+        assert share >= LEAST
+    for node in "ab":
+        assert labs.port_status(lab, node)["worker"]["restarts"] == 0
+    ping(lab["a"], "b", count=5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_single_way_of_attacking_hurts(lab: Lab, way: str) -> None:
+    """Throughput is measured; what must hold at any length is that nothing breaks."""
+    with Place(lab, "evil") as place, Attacker(place) as attacker:
+        with iperf(lab, "a", "b"), stream(lab, "b", "a") as got:
+            share = compare(lab, attacker, 4, way)
+            attacker.burn()
+        labs.report(f"{way}: throughput {share:.3f}, stream {got}")
+        assert got["corrupted"] == got["late"] == got["repeated"] == 0
+        assert got["got"] == got["sent"]
+    ping(lab["a"], "b", count=5)
