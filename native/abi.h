@@ -154,6 +154,7 @@ enum mint_rx_counter {
     MINT_RX_SPURIOUS,     /* doorbells that rang without a record */
     MINT_RX_MASKED,       /* times the doorbell was masked for ringing without records */
     MINT_RX_DROP_TOO_BIG, /* dropped: longer than the receiver's MTU admits, and not segmentable */
+    MINT_RX_SHUNNED, /* times the channel was not looked at for a while: too much was refused */
     MINT_RX_COUNTERS = 16
 };
 

@@ -22,6 +22,7 @@ static const char *const rx_names[MINT_RX_COUNTERS] = {
     [MINT_RX_DROP_VNET] = "drop_vnet", [MINT_RX_DROP_DEVICE] = "drop_device",
     [MINT_RX_RESETS] = "resets",       [MINT_RX_SPURIOUS] = "spurious",
     [MINT_RX_MASKED] = "masked",       [MINT_RX_DROP_TOO_BIG] = "drop_too_big",
+    [MINT_RX_SHUNNED] = "shunned",
 };
 
 static const char *const port_names[MINT_PORT_COUNTERS] = {

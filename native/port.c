@@ -333,7 +333,7 @@ static void close_ends(struct mint_port *port, struct mint_peer *peer, bool gone
     mint_ring_tx_close(&peer->tx, gone);
     mint_ring_rx_close(&peer->rx);
     mint_port_settle_tx(peer);
-    mint_port_settle_rx(peer);
+    mint_port_settle_rx(port, peer);
 }
 
 static void remove_peer(struct mint_port *port, struct mint_peer *peer, bool gone)
@@ -346,6 +346,7 @@ static void remove_peer(struct mint_port *port, struct mint_peer *peer, bool gon
     if (!peer->masked_until && !peer->deaf)
         epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
     port->masked -= peer->masked_until != 0;
+    port->shunned -= peer->shunned_until != 0;
     port->bridges -= (peer->flags & MINT_PORT_BRIDGE) != 0;
     list_remove(port->list, &port->count, peer);
     port->peers[peer->index] = NULL;

@@ -42,6 +42,12 @@ struct mint_peer {
     uint64_t spurious_since; /* start of the window they are counted in */
     uint64_t masked_until;   /* the bell is not listened to before; 0: it is */
     bool deaf;               /* the bell's other end is gone */
+
+    uint32_t bad;           /* broken rules and refused frames since bad_since */
+    uint64_t bad_since;     /* start of the window they are counted in */
+    uint64_t shunned_until; /* its frames are not looked at before; 0: they are */
+    uint64_t punished_until;
+    uint32_t punished; /* times in a row: each doubles the span */
 };
 
 struct mint_port {
@@ -56,7 +62,7 @@ struct mint_port {
 
     struct mint_peer **peers; /* by index; NULL: none */
     struct mint_peer **list;  /* those present, without gaps */
-    uint32_t count, bridges, masked, watched;
+    uint32_t count, bridges, masked, shunned, watched;
     uint32_t rr, rr_left; /* whose turn it is in mint_port_recv() */
 
     struct mint_peer **tx_dirty, **rx_dirty;
@@ -111,9 +117,18 @@ static inline bool peer_pending(const struct mint_port *port, const struct mint_
 }
 
 void mint_port_unmask(struct mint_port *port, struct mint_peer *peer);
+/* Do not listen to the bell until then. */
+void mint_port_mask(struct mint_port *port, struct mint_peer *peer, uint64_t until);
+/* Until when a peer that misbehaves again is not to be heard: longer each time. */
+uint64_t mint_port_punish(struct mint_peer *peer, uint64_t now);
+
+/* Count `n` broken rules or refused frames; too many, and the peer is shunned for a while. */
+void mint_port_blame(struct mint_port *port, struct mint_peer *peer, uint32_t n);
+/* Look again at the frames of those who were shunned for long enough. */
+void mint_port_forgive(struct mint_port *port);
 
 /* Move what the rings counted themselves into the shared counters. */
 void mint_port_settle_tx(struct mint_peer *peer);
-void mint_port_settle_rx(struct mint_peer *peer);
+void mint_port_settle_rx(struct mint_port *port, struct mint_peer *peer);
 
 #endif

@@ -8,12 +8,53 @@
  * meanwhile, which then arrives scribbled over, as on any wire.
  *
  * The source MAC is checked here, not at the sender: a hostile sender would not check itself.
+ *
+ * What is refused costs time, too, and a hostile sender has as much of it as it likes. So a peer that
+ * breaks rules or sends what is refused, more often than a mistake explains, is shunned for a while:
+ * its channel is not looked at. What it does then costs it only.
  */
 #include "offload.h"
 #include "port_internal.h"
 
-#define TURN 32u      /* frames from one peer before the next one's turn */
-#define DROPS_MAX 64u /* frames that one call drops at most, so that it ends */
+#define TURN 32u                    /* frames from one peer before the next one's turn */
+#define DROPS_MAX 64u               /* frames that one call drops at most, so that it ends */
+#define BAD_MAX 256u                /* broken rules and refused frames ... */
+#define BAD_NS (10ull * 1000000ull) /* ... within this time are too many */
+#define RESET_BAD 16u               /* what a reset counts for */
+
+void mint_port_blame(struct mint_port *port, struct mint_peer *peer, uint32_t n)
+{
+    uint64_t now;
+
+    peer->bad += n;
+    if (peer->bad < BAD_MAX || peer->shunned_until || port->pool)
+        return;
+    now = now_ns();
+    if (now - peer->bad_since <= BAD_NS) {
+        peer->shunned_until = mint_port_punish(peer, now);
+        mint_port_mask(port, peer, peer->shunned_until);
+        port->shunned++;
+        bump(&peer->own->rx_counter[MINT_RX_SHUNNED], 1);
+    }
+    peer->bad_since = now;
+    peer->bad = 0;
+}
+
+void mint_port_forgive(struct mint_port *port)
+{
+    uint64_t now = now_ns();
+
+    for (uint32_t i = 0; i < port->count; i++) {
+        struct mint_peer *peer = port->list[i];
+
+        if (peer->shunned_until && now >= peer->shunned_until) {
+            peer->shunned_until = 0;
+            peer->bad_since = now;
+            peer->bad = 0;
+            port->shunned--;
+        }
+    }
+}
 
 static void mark_rx(struct mint_port *port, struct mint_peer *peer)
 {
@@ -76,6 +117,7 @@ static bool accept_frame(struct mint_port *port, struct mint_peer *peer, struct 
     if (unlikely(drop >= 0)) {
         bump(&peer->own->rx_counter[drop], 1);
         mint_port_release(port, v);
+        mint_port_blame(port, peer, 1);
         return false;
     }
     peer->rx_frames++;
@@ -114,9 +156,10 @@ static void next_turn(struct mint_port *port)
     port->rr_left = TURN;
 }
 
-void mint_port_settle_rx(struct mint_peer *peer)
+void mint_port_settle_rx(struct mint_port *port, struct mint_peer *peer)
 {
     if (unlikely(peer->rx.resets)) {
+        mint_port_blame(port, peer, RESET_BAD * peer->rx.resets);
         bump(&peer->own->rx_counter[MINT_RX_RESETS], peer->rx.resets);
         peer->rx.resets = 0;
     }
@@ -128,10 +171,12 @@ bool mint_port_recv(struct mint_port *port, struct mint_view *v)
 
     if (port->pool)
         return recv_pool(port, v);
+    if (unlikely(port->shunned))
+        mint_port_forgive(port);
     for (uint32_t tried = 0; tried <= port->count && port->count; tried++) {
         struct mint_peer *peer = port->list[port->rr];
 
-        while (port->rr_left) {
+        while (port->rr_left && likely(!peer->shunned_until)) {
             uint32_t len;
             const struct mint_rec *rec = mint_ring_next(&peer->rx, &len);
 
@@ -144,7 +189,7 @@ bool mint_port_recv(struct mint_port *port, struct mint_view *v)
             if (++drops >= DROPS_MAX)
                 return false;
         }
-        mint_port_settle_rx(peer);
+        mint_port_settle_rx(port, peer);
         next_turn(port);
     }
     return false;

@@ -14,7 +14,7 @@
  * that a wake-up is on its way and does not ring again, however long the waking takes.
  *
  * A doorbell that rings without a record, more often than a race explains, is not listened to for
- * a while (masked); its channel is then looked at by timer.
+ * a while (masked), each time for twice as long; its channel is then looked at by timer.
  */
 #include "port_internal.h"
 #include <errno.h>
@@ -23,15 +23,18 @@
 #include <sys/epoll.h>
 
 #define EVENTS_MAX 64
-#define WATCH_TAG (1ull << 32)        /* epoll data of a watched descriptor */
-#define STORM_RINGS 64u               /* rings for nothing ... */
-#define STORM_NS (10ull * 1000000ull) /* ... within this time are a storm */
-#define MASK_NS (10ull * 1000000ull)  /* how long a storm masks the doorbell */
-#define POLL_SYSCALL_EVERY 16u        /* spins between two looks at the watched descriptors */
-#define SPIN_PAUSES_MAX 16u           /* longest pause between two looks at shared memory */
-#define YIELDS_PER_LOOK 4u            /* yields between two looks at the watched descriptors */
-#define SOMEBODY_RAN_NS 2000u         /* a yield that takes longer gave the core to somebody */
-#define SPIN_LEAST_NS 2000u           /* shortest spin worth its while */
+#define WATCH_TAG (1ull << 32)          /* epoll data of a watched descriptor */
+#define STORM_RINGS 64u                 /* rings for nothing ... */
+#define STORM_NS (10ull * 1000000ull)   /* ... within this time are a storm */
+#define MASK_NS (10ull * 1000000ull)    /* how long a storm masks the doorbell at first */
+#define PUNISHED_MAX 4u                 /* the span is doubled so often at most */
+#define FORGET_NS (100ull * 1000000ull) /* who was quiet for so long starts anew */
+#define JOIN_BAD 16u                    /* what a new generation counts for, see port_rx.c */
+#define POLL_SYSCALL_EVERY 16u          /* spins between two looks at the watched descriptors */
+#define SPIN_PAUSES_MAX 16u             /* longest pause between two looks at shared memory */
+#define YIELDS_PER_LOOK 4u              /* yields between two looks at the watched descriptors */
+#define SOMEBODY_RAN_NS 2000u           /* a yield that takes longer gave the core to somebody */
+#define SPIN_LEAST_NS 2000u             /* shortest spin worth its while */
 
 static int watch(struct mint_port *port, int fd, uint32_t event, uint32_t how)
 {
@@ -94,17 +97,31 @@ static bool pending(const struct mint_port *port)
     if (port->pool)
         return mint_pool_pending(port->pool);
     for (uint32_t i = 0; i < port->count; i++)
-        if (mint_ring_rx_pending(&port->list[i]->rx))
+        if (!port->list[i]->shunned_until && mint_ring_rx_pending(&port->list[i]->rx))
             return true;
     return false;
 }
 
-static void mask(struct mint_port *port, struct mint_peer *peer, uint64_t now)
+uint64_t mint_port_punish(struct mint_peer *peer, uint64_t now)
 {
-    epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
+    if (now > peer->punished_until + FORGET_NS)
+        peer->punished = 0;
+    else if (peer->punished < PUNISHED_MAX)
+        peer->punished++;
+    peer->punished_until = now + (MASK_NS << peer->punished);
+    return peer->punished_until;
+}
+
+void mint_port_mask(struct mint_port *port, struct mint_peer *peer, uint64_t until)
+{
+    if (peer->deaf)
+        return;
+    if (!peer->masked_until) {
+        epoll_ctl(port->epfd, EPOLL_CTL_DEL, peer->bell, NULL);
+        port->masked++;
+    }
     bump(&peer->own->rx_counter[MINT_RX_MASKED], 1);
-    peer->masked_until = now + MASK_NS;
-    port->masked++;
+    peer->masked_until = until;
 }
 
 void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
@@ -135,9 +152,12 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         peer->deaf = true;
         return;
     }
-    if (!port->pool && mint_ring_tx_join(&peer->tx))
+    if (!port->pool && mint_ring_tx_join(&peer->tx)) {
         mint_bell_ring(peer->bell); /* it opened its end, or reset it: say that we followed */
-    if (peer_pending(port, peer) || (port->waiting && room_may_be(port, port->waiting)))
+        mint_port_blame(port, peer, JOIN_BAD);
+    }
+    if ((!peer->shunned_until && peer_pending(port, peer)) ||
+        (port->waiting && room_may_be(port, port->waiting)))
         return;
     bump(&peer->own->rx_counter[MINT_RX_SPURIOUS], 1);
     now = now_ns();
@@ -146,7 +166,7 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         peer->spurious = 0;
     }
     if (++peer->spurious >= STORM_RINGS)
-        mask(port, peer, now);
+        mint_port_mask(port, peer, mint_port_punish(peer, now));
 }
 
 static void unmask_due(struct mint_port *port)
@@ -375,7 +395,7 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
         if (events)
             return events;
     }
-    if (port->masked && (timeout_ns < 0 || (uint64_t)timeout_ns > MASK_NS))
+    if ((port->masked || port->shunned) && (timeout_ns < 0 || (uint64_t)timeout_ns > MASK_NS))
         timeout_ns = (int64_t)MASK_NS;
     if (adaptive)
         slept = now_ns();
@@ -384,6 +404,8 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
         adapt(port, now_ns() - slept);
     if (port->masked)
         unmask_due(port);
+    if (port->shunned)
+        mint_port_forgive(port);
     return events == 0 ? (int)MINT_EV_TIMER : events;
 }
 

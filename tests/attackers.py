@@ -84,9 +84,10 @@ class Attacker:
         victims = [
             ":".join(map(str, [index, *message.fds])) for index, message in place.peers.items()
         ]
+        assert place.message.spec is not None
         numbers = map(str, (place.index, place.message.slots, place.capacity, place.message.fds[0]))
         self.process = subprocess.Popen(
-            [str(program), *numbers, *victims],
+            [str(program), *numbers, place.message.spec.mac, *victims],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=place.descriptors(),

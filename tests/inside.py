@@ -36,6 +36,7 @@ from collections.abc import Callable
 
 CHUNK = 1 << 17
 TIMEOUT = 60.0
+QUIET = 0.5
 
 SOL_UDP, UDP_SEGMENT = 17, 103
 SOL_PACKET, PACKET_AUXDATA, TP_STATUS_VLAN_VALID = 263, 8, 16
@@ -204,10 +205,14 @@ def udp_check(port: str) -> None:
     got = bad = again = late = 0
     expected, seen = 0, set()
     pause, last = 0.0, 0.0
+    awaited = [sock, sys.stdin]
     while True:
-        ready = select.select([sock, sys.stdin], [], [], TIMEOUT)[0]
-        if sock not in ready:
-            break  # told to end, and nothing is left
+        ready = select.select(awaited, [], [], TIMEOUT if len(awaited) > 1 else QUIET)[0]
+        if not ready:
+            break
+        if sys.stdin in ready:
+            awaited = [sock]  # told to end, once nothing comes any more
+            continue
         data = sock.recv(1 << 16)
         now = time.monotonic()
         pause, last = max(pause, now - last) if got else 0.0, now
@@ -218,7 +223,16 @@ def udp_check(port: str) -> None:
         seen.add(number)
         late += number < expected
         expected = max(expected, number + 1)
-    say(got=got, distinct=len(seen), corrupted=bad, repeated=again, late=late, pause=pause)
+    missing = sorted(set(range(expected)) - seen)[:8]
+    say(
+        got=got,
+        distinct=len(seen),
+        corrupted=bad,
+        repeated=again,
+        late=late,
+        pause=pause,
+        missing=missing,
+    )
 
 
 def raw_listen(interface: str, ethertype: str) -> None:

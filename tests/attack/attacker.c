@@ -3,7 +3,7 @@
  * attacker.c - a hostile worker: it has taken a port's place and writes whatever it can, wherever
  * it can, as fast as it can.
  *
- *     attacker INDEX SLOTS CAPACITY CONTROL_FD [PEER:CTL:TX:RX:BELL ...]
+ *     attacker INDEX SLOTS CAPACITY CONTROL_FD MAC [PEER:CTL:TX:RX:BELL ...]
  *
  * It obeys its standard input, a letter at a time: `a` attack, `b` burn, `q` quit. Burning is the
  * same code on memory and a socket pair of its own: it costs this machine's cores the same and does
@@ -38,6 +38,7 @@ struct side {
     struct mint_ctl *ctl;
     struct victim victim[PEERS_MAX];
     uint32_t count, cap;
+    uint8_t mac[6];
 };
 
 static uint64_t random_state = 88172645463325252ull; // NOLINT(*-non-const-global-variables)
@@ -193,12 +194,15 @@ static void take_place(struct side *s, uint32_t index, uint32_t slots, int argc,
         if (sscanf(argv[i], "%u:%d:%d:%d:%d", &peer, &ctl, &tx, &rx, &v->bell) != 5)
             die("not PEER:CTL:TX:RX:BELL");
         v->mine = (struct mint_slot *)(void *)(s->ctl + 1) + peer;
-        v->theirs = (const struct mint_slot *)(const void *)((struct mint_ctl *)map(
-                        ctl, MINT_CTL_BYTES(slots), false) + 1) + index;
+        v->theirs =
+            (const struct mint_slot *)(const void *)((struct mint_ctl *)map(
+                                                         ctl, MINT_CTL_BYTES(slots), false) +
+                                                     1) +
+            index;
         v->payload = mint_region_map_twice(tx, s->cap, true);
         if (!v->payload)
             die("mmap");
-        memcpy(v->mac, s->ctl->mac, 6);
+        memcpy(v->mac, s->mac, 6);
     }
 }
 
@@ -244,13 +248,16 @@ int main(int argc, char **argv)
     bool all = true;
     char c;
 
-    if (argc < 6)
-        die("usage: attacker INDEX SLOTS CAPACITY CONTROL_FD PEER:CTL:TX:RX:BELL...");
+    if (argc < 7)
+        die("usage: attacker INDEX SLOTS CAPACITY CONTROL_FD MAC PEER:CTL:TX:RX:BELL...");
     index = (uint32_t)atoi(argv[1]);
     slots = (uint32_t)atoi(argv[2]);
     real.cap = (uint32_t)atoi(argv[3]);
     real.ctl = map(atoi(argv[4]), MINT_CTL_BYTES(slots), true);
-    take_place(&real, index, slots, argc - 5, argv + 5);
+    if (sscanf(argv[5], "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &real.mac[0], &real.mac[1],
+               &real.mac[2], &real.mac[3], &real.mac[4], &real.mac[5]) != 6)
+        die("not a MAC");
+    take_place(&real, index, slots, argc - 6, argv + 6);
     play_alone(&alone, &real, slots);
     puts("ready");
     fflush(stdout);

@@ -124,8 +124,8 @@ static void begin(struct script *s, struct world *w)
 /* Any message, with any descriptors; the parts that make it succeed more often than chance. */
 static void say_something(struct script *s, struct world *w)
 {
-    const int all[8] = {w->f->ctl[0],       w->f->ctl[1],     w->f->payload[0][1], w->f->payload[1][0],
-                        w->f->bell[0][1],   w->tap[1],        w->supervisor,       w->f->payload[2][0]};
+    const int all[8] = {w->f->ctl[0],     w->f->ctl[1], w->f->payload[0][1], w->f->payload[1][0],
+                        w->f->bell[0][1], w->tap[1],    w->supervisor,       w->f->payload[2][0]};
     struct mint_msg m = message(take8(s) % 9u);
     uint8_t how = take8(s), peer = take8(s) & 3u;
     uint16_t which = take16(s);

@@ -38,7 +38,8 @@ static void cut(const struct mint_vnet *v, const uint8_t *frame, uint32_t len, u
     if (!mint_seg_begin(&seg, v, frame, len))
         return;
     CHECK(mint_vnet_ok(v, len), "a header that is not right is cut by");
-    CHECK(seg.payload_off <= seg.len && seg.len <= len, "payload at %u of %u", seg.payload_off, len);
+    CHECK(seg.payload_off <= seg.len && seg.len <= len, "payload at %u of %u", seg.payload_off,
+          len);
     whole = seg.len - seg.payload_off;
     out = allocate(size);
     while ((bytes = mint_seg_next(&seg, out, size)) != 0) {

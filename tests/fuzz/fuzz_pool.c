@@ -33,8 +33,8 @@ static void scribble(struct script *s, const struct region *r)
         at = (uint32_t)r->head->bitmap_at + at % (BLOCKS / 8u);
         break;
     case 4:
-        word = MINT_BLOCK_WORD(value & 3u, (value >> 2) % 70u, (value >> 10) & 3u,
-                               (value >> 12) & 3u);
+        word =
+            MINT_BLOCK_WORD(value & 3u, (value >> 2) % 70u, (value >> 10) & 3u, (value >> 12) & 3u);
         store_relaxed(&r->block[at % BLOCKS].word, word);
         return;
     default:

@@ -205,8 +205,9 @@ static struct mint_vdesc some_desc(struct script *s, bool write)
     struct mint_vdesc d = {.addr = some_address(s)};
 
     d.len = how & 0x10u ? take32(s) : take16(s) % 3000u;
-    d.flags = (uint16_t)((how & 1u ? MINT_VDESC_NEXT : 0) | (write != ((how & 14u) == 14u) ? 2u : 0) |
-                         ((how & 0xe0u) == 0xe0u ? MINT_VDESC_INDIRECT : 0));
+    d.flags =
+        (uint16_t)((how & 1u ? MINT_VDESC_NEXT : 0) | (write != ((how & 14u) == 14u) ? 2u : 0) |
+                   ((how & 0xe0u) == 0xe0u ? MINT_VDESC_INDIRECT : 0));
     d.next = how & 0x20u ? take16(s) : (uint16_t)((how >> 6) + 1u);
     if (d.flags & MINT_VDESC_INDIRECT && !(how & 0x10u))
         d.len = (d.len % 16u + 1u) * 16u;
@@ -279,8 +280,8 @@ static void guest_cut(struct script *s, struct world *w)
     CHECK(ftruncate(w->file[how & 1u], how & 2u ? 0 : EDGE + 4096) == 0, "ftruncate: %d", errno);
     /* Touch nothing of it ourselves. */
     munmap(w->memory[how & 1u], PART + 2 * EDGE);
-    w->memory[how & 1u] = mmap(NULL, PART + 2 * EDGE, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    w->memory[how & 1u] =
+        mmap(NULL, PART + 2 * EDGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(w->memory[how & 1u] != MAP_FAILED, "mmap: %d", errno);
 }
 
