@@ -44,7 +44,10 @@ class Decoder:
         if packet[:1] == b"+":
             return None
         data, self._parts = b"".join(self._parts), []
-        message = json.loads(data)
+        try:
+            message = json.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(message, dict):
             raise ValueError("not an object")  # noqa: TRY004 - nonsense like any other
         return message
