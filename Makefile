@@ -22,13 +22,15 @@ endif
 
 MADE = build .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check fuzz soak format clean
 
 help:
 	@echo 'make setup   install what is missing, build, and put mint into $(VENV)/bin'
 	@echo 'make demo    set up, then show the main job: two Linuxes that talk over shared memory'
 	@echo 'make test    set up, then run all tests (or some: TESTS=FILES, ARGS=OPTIONS)'
 	@echo 'make check   format, lint, strict types, C warnings as errors'
+	@echo 'make fuzz    fuzz every C parser, SECONDS each (default 600); findings in build/fuzz/crashes'
+	@echo 'make soak    mixed traffic under random faults for SECONDS; one line of figures'
 	@echo 'make format  bring Python and C into the form that make check wants'
 	@echo 'make clean   remove what these made; Debian packages stay'
 
@@ -40,6 +42,14 @@ demo: setup
 
 test: setup
 	@$(AS_ROOT) $(VENV)/bin/python -m pytest $(TESTS) $(ARGS)
+
+SECONDS ?= 600
+
+fuzz: setup
+	@$(VENV)/bin/python tests/test_fuzz.py $(SECONDS)
+
+soak: setup
+	@$(AS_ROOT) $(VENV)/bin/python tests/test_soak.py $(SECONDS)
 
 check: setup
 	@bash scripts/check.sh

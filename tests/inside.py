@@ -18,6 +18,7 @@ says that it is ready.
 ``udp-check PORT``                        the other side of ``udp-paced``, until input ends
 ``raw-listen IFACE ETHERTYPE``            receive one frame of a type, with its VLAN tag
 ``raw-send IFACE HEX``                    send a frame as it is
+``raw-garbage IFACE COUNT SEED``          send frames of random bytes and sizes
 ========================================  =====================================================
 """
 
@@ -257,6 +258,15 @@ def raw_send(interface: str, frame: str) -> None:
     say(sent=sock.send(bytes.fromhex(frame)))
 
 
+def raw_garbage(interface: str, count: str, seed: str) -> None:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind((interface, 0))
+    generator = random.Random(seed)
+    for _ in range(int(count)):
+        sock.send(generator.randbytes(generator.randint(14, 1514)))
+    say(sent=int(count))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "sink": sink,
     "source": source,
@@ -269,6 +279,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "udp-check": udp_check,
     "raw-listen": raw_listen,
     "raw-send": raw_send,
+    "raw-garbage": raw_garbage,
 }
 
 if __name__ == "__main__":

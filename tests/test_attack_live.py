@@ -8,6 +8,8 @@ it burns, it does all the same to memory and sockets of its own. So a busy machi
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import statistics
 import time
 from collections.abc import Iterator
@@ -147,3 +149,43 @@ def test_no_way_of_attacking_is_dear_to_others(lab: Lab, way: str) -> None:
         ):  # those that are right are delivered, and cost what that costs
             assert beside_attack < beside_burning + DEAR
     ping(lab["a"], "b", count=5)
+
+
+def test_a_stopped_receiver_does_not_slow_its_senders_traffic_to_others(machine: None) -> None:
+    """a floods c while c's worker is stopped, and goes on with b as if c took it all."""
+    with Lab.up(labs.source("stopped", "abc")) as lab:
+        ping(lab["a"], labs.address(lab, "c"))
+        there = labs.node_status(lab, "c")
+        known = ["ip", "neigh", "replace", there["ipv4"][:-3], "lladdr", there["mac"]]
+        lab["a"].run([*known, "dev", "vni0", "nud", "permanent"])
+        pid = worker_pid(lab, "c")
+        flood = ("udp-flood", labs.address(lab, "c"), 5009, 1400, 2_000_000)
+        with iperf(lab, "a", "b"), inside(lab["a"], *flood) as sender:
+            sender.result("ready")
+            shares: list[float] = []
+            while not shares or (max(shares) < LEAST and len(shares) < ROUNDS):
+                shares.append(_compare_stopped(lab, pid))
+            sender.close_input()
+        labs.report(f"throughput with a stopped neighbour: {shares}")
+        channel = next(c for c in lab.status()["channels"] if (c["from"], c["to"]) == ("a", "c"))
+        assert channel["tx"]["stalls"] > 0
+        assert channel["tx"]["drop_stalled"] > 0
+        assert max(shares) >= LEAST
+        ping(lab["a"], "c", count=5)
+
+
+def worker_pid(lab: Lab, node: str) -> int:
+    return int(labs.port_status(lab, node)["worker"]["pid"])
+
+
+def _compare_stopped(lab: Lab, pid: int) -> float:
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    try:
+        for i in range(SLICES):
+            stopped = i % 4 in (1, 2)
+            os.kill(pid, signal.SIGSTOP if stopped else signal.SIGCONT)
+            time.sleep(0.05)
+            rates[stopped].append(rate(lab, SLICE_S))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return statistics.median(rates[True]) / statistics.median(rates[False])
