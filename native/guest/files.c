@@ -22,7 +22,7 @@ int files_root = AT_FDCWD;
 /* Sources are of the initramfs, whatever the root is now. */
 static int open_source(const char *path)
 {
-    while (*path == '/')
+    while (files_root != AT_FDCWD && *path == '/')
         path++;
     return openat(files_root, path, O_RDONLY | O_CLOEXEC);
 }
@@ -108,6 +108,11 @@ int files_module(const char *path, const char *parameters)
         err = -errno;
     close(fd);
     return err;
+}
+
+int files_unload(const char *module)
+{
+    return syscall(SYS_delete_module, module, O_NONBLOCK) < 0 ? -errno : 0;
 }
 
 /* Have the root of the tree be what is mounted here. The initramfs stays open as `files_root`. */

@@ -165,6 +165,7 @@ int sshd_start(char *const *args);
 void sshd_watch(struct watch *w);
 void sshd_serve(const struct watch *w);
 bool sshd_child(pid_t pid, int status);
+void sshd_await(void); /* somebody else starts one */
 int sshd_log_fd(void); /* where its log goes; -1: there is none */
 void ready_again(void); /* the agent is new: tell it */
 
@@ -177,11 +178,20 @@ int files_link(const char *target, const char *path);
 int files_write(const char *path, const char *text);
 int files_mkdir(const char *path, mode_t mode);
 int files_module(const char *path, const char *parameters);
+int files_unload(const char *module);
 int files_entropy(const char *hex);
 int files_cover_closed(const char *path, const char *options);
 int files_own(const char *path);
 
-/* ---------------------------------------------------------------- script.c, power.c, console.c */
+/* -------------------------------------------------------------------------- console: console.c */
+
+int console_open(void);
+void console_watch(struct watch *w);
+void console_serve(const struct watch *w);
+/* A child has ended. Return: whether it was the shell on the console. */
+bool console_child(pid_t pid);
+
+/* --------------------------------------------------------------------------- script.c, power.c */
 
 /* Do what a script says. Return: 0, or -1 after it was said what failed. */
 int script_run(const char *path);

@@ -5,6 +5,7 @@
  *   /init (as process 1)         runs /mint/script, then serves the exec channel, reaps, powers off
  *   mint-guest --service WHERE   serves the exec channel, beside another init; WHERE is port:NAME,
  *                                a device, or fd:N
+ *   mint-guest --load FILE | --unload NAME   a kernel module; roots without kmod need it, too
  *   reboot, poweroff, halt, shutdown (links to it)   tell process 1
  *
  * Theory of operation: one process and one poll(2), nothing that waits for anybody. It is static and
@@ -111,7 +112,7 @@ static void reap(void)
     pid_t pid;
 
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        if (!sessions_child(pid, status))
+        if (!sessions_child(pid, status) && !console_child(pid))
             sshd_child(pid, status);
 }
 
@@ -166,6 +167,7 @@ static void serve(void)
         sessions_watch(&w);
         net_watch(&w);
         sshd_watch(&w);
+        console_watch(&w);
         power_watch(&w);
         if (poll(w.fds, w.n, left(&w)) < 0 && errno != EINTR)
             guest_say("poll: %s", strerror(errno));
@@ -174,6 +176,7 @@ static void serve(void)
         channel_serve(&w);
         net_serve(&w);
         sshd_serve(&w);
+        console_serve(&w);
         sessions_serve(&w);
         channel_flush();
         power_serve();
@@ -214,10 +217,19 @@ static int run_service(const char *where)
         return 1;
     if (strncmp(where, fd, sizeof(fd) - 1) == 0)
         channel_use((int)strtol(where + sizeof(fd) - 1, NULL, DECIMAL));
-    else
+    else {
         channel_name(where);
+        sshd_await();
+    }
     serve();
     return 0;
+}
+
+static int told(int err, const char *what)
+{
+    if (err)
+        fprintf(stderr, "mint-guest: %s: %s\n", what, strerror(-err));
+    return err ? 1 : 0;
 }
 
 int main(int argc, char **argv)
@@ -236,6 +248,11 @@ int main(int argc, char **argv)
         return run_init();
     if (argc == 3 && strcmp(argv[1], "--service") == 0)
         return run_service(argv[2]);
-    fprintf(stderr, "usage: mint-guest --service port:NAME|DEVICE|fd:N\n");
+    if (argc == 3 && strcmp(argv[1], "--load") == 0)
+        return told(files_module(argv[2], ""), argv[2]);
+    if (argc == 3 && strcmp(argv[1], "--unload") == 0)
+        return told(files_unload(argv[2]), argv[2]);
+    fprintf(stderr, "usage: mint-guest --service port:NAME|DEVICE|fd:N, --load FILE, "
+                    "--unload MODULE\n");
     return 2;
 }

@@ -131,6 +131,12 @@ static int op_channel(char **a)
     return 0;
 }
 
+static int op_console(char **a)
+{
+    (void)a;
+    return console_open();
+}
+
 static const struct op {
     const char *name;
     unsigned args; /* as few at least */
@@ -153,6 +159,7 @@ static const struct op {
     {"loopback", 0, op_loopback},    /* */
     {"interface", 4, op_interface},  /* MAC, name, MTU, queue length, addresses... */
     {"sshd", 1, op_sshd},            /* program, arguments... */
+    {"console", 0, op_console},      /* */
     {"channel", 1, op_channel},      /* path, or port:NAME */
 };
 

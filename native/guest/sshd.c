@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define ASK_MS 100u     /* between two looks for the banner */
+#define AWAIT_MS 500u   /* ... of somebody else's sshd */
 #define ANSWER_MS 5000u /* for which to wait for an answer */
 #define SSH_PORT 22
 #define BANNER "SSH-"
@@ -24,6 +25,8 @@
 
 static struct {
     pid_t pid;
+    bool wanted;  /* there is one, or will be */
+    uint64_t pause;
     int log;      /* what it and `sshd -i` say */
     int log_in;   /* the other end, for those that are still to be started */
     int asking;   /* connection on which the banner is awaited */
@@ -60,8 +63,17 @@ int sshd_start(char *const *args)
         dprintf(STDERR_FILENO, "%s: %s\n", args[0], strerror(errno));
         _exit(127);
     }
+    sshd.wanted = true;
+    sshd.pause = ASK_MS;
     sshd.at = guest_now() + ASK_MS;
     return sshd.pid < 0 ? -errno : 0;
+}
+
+void sshd_await(void)
+{
+    sshd.wanted = true;
+    sshd.pause = AWAIT_MS;
+    sshd.at = guest_now();
 }
 
 bool sshd_child(pid_t pid, int status)
@@ -69,6 +81,7 @@ bool sshd_child(pid_t pid, int status)
     if (pid != sshd.pid || pid == 0)
         return false;
     sshd.pid = 0;
+    sshd.wanted = sshd.answers = false;
     if (WIFSIGNALED(status))
         guest_say("sshd was ended by signal %d", WTERMSIG(status));
     else
@@ -90,7 +103,7 @@ static void ask(void)
     sshd.asking = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (sshd.asking < 0 ||
         (connect(sshd.asking, (struct sockaddr *)&to, sizeof(to)) < 0 && errno != EINPROGRESS))
-        stop_asking(ASK_MS);
+        stop_asking(sshd.pause);
     else
         sshd.at = guest_now() + ANSWER_MS;
 }
@@ -103,7 +116,7 @@ static void answer(void)
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     sshd.answers = n >= BANNER_BYTES && memcmp(banner, BANNER, BANNER_BYTES) == 0;
-    stop_asking(ASK_MS);
+    stop_asking(sshd.pause);
 }
 
 static void pass_log(void)
@@ -130,7 +143,7 @@ void sshd_watch(struct watch *w)
 {
     sshd.log_entry = watch_fd(w, sshd.log, POLLIN);
     sshd.asking_entry = watch_fd(w, sshd.asking, POLLIN);
-    if (sshd.pid > 0 && !sshd.answers)
+    if (sshd.wanted && !sshd.answers)
         watch_until(w, sshd.at);
 }
 
@@ -140,7 +153,7 @@ void sshd_serve(const struct watch *w)
         pass_log();
     if (watch_got(w, sshd.asking_entry))
         answer();
-    if (sshd.pid > 0 && !sshd.answers && guest_now() >= sshd.at) {
+    if (sshd.wanted && !sshd.answers && guest_now() >= sshd.at) {
         if (sshd.asking < 0)
             ask();
         else
