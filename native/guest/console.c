@@ -15,16 +15,8 @@
 
 #define ACTIVE "/sys/class/tty/console/active"
 
-static struct {
-    char path[80];
-    int fd; /* open while nobody has a shell there */
-    int entry;
-    pid_t shell;
-    struct termios usual;
-} console = {.fd = -1, .entry = -1};
-
 /* The device behind /dev/console, which itself can be nobody's controlling terminal. */
-static bool find_device(void)
+static bool find_device(struct console *console)
 {
     char names[64];
     const char *last;
@@ -40,40 +32,40 @@ static bool find_device(void)
     names[n] = '\0';
     names[strcspn(names, "\n")] = '\0';
     last = strrchr(names, ' ');
-    snprintf(console.path, sizeof(console.path), "/dev/%s", last ? last + 1 : names);
+    snprintf(console->path, sizeof(console->path), "/dev/%s", last ? last + 1 : names);
     return true;
 }
 
-static int listen_to(void)
+static int listen_to(struct console *console)
 {
-    console.fd = open(console.path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-    if (console.fd < 0)
+    console->fd = open(console->path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (console->fd < 0)
         return -errno;
-    dprintf(console.fd, "\r\nPress Enter for a shell.\r\n");
+    dprintf(console->fd, "\r\nPress Enter for a shell.\r\n");
     return 0;
 }
 
-int console_open(void)
+int console_open(struct console *console)
 {
     int err;
 
-    if (!find_device())
+    if (!find_device(console))
         return -ENODEV;
-    err = listen_to();
-    if (!err && tcgetattr(console.fd, &console.usual) < 0)
+    err = listen_to(console);
+    if (!err && tcgetattr(console->fd, &console->usual) < 0)
         err = -errno;
     return err;
 }
 
-static void become_shell(void)
+static void become_shell(const struct console *console)
 {
     struct account root;
-    char *args[3];
+    char dash_l[] = "-l", *args[3];
     int fd;
 
     setsid();
     run_reset_signals();
-    fd = open(console.path, O_RDWR); /* which makes it this session's terminal */
+    fd = open(console->path, O_RDWR); /* which makes it this session's terminal */
     if (fd < 0)
         _exit(1);
     for (int i = 0; i <= STDERR_FILENO; i++)
@@ -89,34 +81,34 @@ static void become_shell(void)
     if (chdir(root.home) < 0 && chdir("/") < 0)
         _exit(1);
     args[0] = root.shell;
-    args[1] = strdup("-l");
+    args[1] = dash_l;
     args[2] = NULL;
     execv(args[0], args);
     dprintf(STDERR_FILENO, "%s: %s\n", args[0], strerror(errno));
     _exit(1);
 }
 
-bool console_child(pid_t pid)
+bool console_child(struct console *console, pid_t pid)
 {
-    if (!pid || pid != console.shell)
+    if (!pid || pid != console->shell)
         return false;
-    console.shell = 0;
-    if (listen_to() == 0)
-        tcsetattr(console.fd, TCSAFLUSH, &console.usual); /* whatever the shell has left */
+    console->shell = 0;
+    if (listen_to(console) == 0)
+        tcsetattr(console->fd, TCSAFLUSH, &console->usual); /* whatever the shell has left */
     return true;
 }
 
-void console_watch(struct watch *w)
+void console_watch(struct console *console, struct watch *w)
 {
-    console.entry = watch_fd(w, console.fd, POLLIN);
+    console->entry = watch_fd(w, console->fd, POLLIN);
 }
 
-void console_serve(const struct watch *w)
+void console_serve(struct console *console, const struct watch *w)
 {
-    if (!watch_got(w, console.entry))
+    if (!watch_got(w, console->entry))
         return;
-    guest_close(&console.fd);
-    console.shell = fork();
-    if (console.shell == 0)
-        become_shell();
+    guest_close(&console->fd);
+    console->shell = fork();
+    if (console->shell == 0)
+        become_shell(console);
 }
