@@ -21,6 +21,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#define CANNOT_ENTER 125
 #define PIECE 16384u /* most bytes of one frame of data: so long may another session wait */
 
 static struct session *find(struct guest *g, unsigned id)
@@ -93,10 +94,18 @@ void sessions_close_all(struct guest *g)
 
 /* ------------------------------------------------------------------------------------ opening */
 
+/* The last frame of a session that the agent has given up: its number is free again. */
+static void finish(struct guest *g, unsigned id)
+{
+    static const uint8_t how[2] = {1, SIGHUP};
+
+    channel_send(g, GUEST_EXIT, 0, id, how, sizeof(how));
+}
+
 /* A session that cannot be: say why on stream 2, and end it. */
 static void refuse(struct guest *g, unsigned id, const char *why)
 {
-    static const uint8_t cannot[2] = {0, 125};
+    static const uint8_t cannot[2] = {0, CANNOT_ENTER};
 
     channel_send(g, GUEST_DATA, 2, id, why, strlen(why));
     channel_send(g, GUEST_EXIT, 0, id, cannot, sizeof(cannot));
@@ -254,11 +263,12 @@ void sessions_frame(struct guest *g, const struct guest_head *head, const uint8_
     }
     if (!s)
         return; /* it has just ended */
-    if (head->type == GUEST_CLOSE)
+    if (head->type == GUEST_CLOSE) {
         forsake(s);
-    else if (!s->running)
+        finish(g, head->session);
+    } else if (!s->running) {
         return;
-    else if (head->type == GUEST_DATA)
+    } else if (head->type == GUEST_DATA)
         on_data(s, data, head->length);
     else if (head->type == GUEST_END)
         s->in_end = s->fresh = true;
