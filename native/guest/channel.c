@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * channel.c - the guest's end of the exec channel, see wire.h: opening it, frames in and out.
+ *
+ * The stream is a device that may appear late, and whose other end may go away: it is then closed,
+ * all sessions with it, and opened again every RETRY_MS. Nothing here waits for the agent: what it
+ * does not take stays in `out`, and who has more to send is told that there is no room.
+ *
+ * Frames from the agent are only acted upon while there is room for the answers, so what is queued
+ * is bounded. The agent always reads, so this ends.
+ */
+#include "guest.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/utsname.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define RETRY_MS 25u
+#define RETRY_LOST_MS 500u
+#define ANSWERS (4u * 1024u) /* room that acting on one frame may take */
+#define PORTS "/sys/class/virtio-ports"
+
+struct channel guest_channel = {.fd = -1, .entry = -1, .retry_at = GUEST_NEVER};
+
+static struct channel *const ch = &guest_channel;
+
+/* ----------------------------------------------------------------------------------- opening */
+
+/* Find the device of a virtio port by its name: without udev there is no link that has it. */
+static bool find_port(const char *name, char *path, size_t size)
+{
+    DIR *dir = opendir(PORTS);
+    bool found = false;
+
+    while (dir && !found) {
+        const struct dirent *entry = readdir(dir);
+        char file[sizeof(PORTS) + sizeof(entry->d_name) + 8], text[64];
+        ssize_t n;
+        int fd;
+
+        if (!entry)
+            break;
+        snprintf(file, sizeof(file), PORTS "/%s/name", entry->d_name);
+        fd = open(file, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            continue;
+        n = read(fd, text, sizeof(text) - 1);
+        close(fd);
+        text[n > 0 ? n : 0] = '\0';
+        text[strcspn(text, "\n")] = '\0';
+        found = strcmp(text, name) == 0;
+        if (found)
+            snprintf(path, size, "/dev/%s", entry->d_name);
+    }
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
+static void set_raw(int fd)
+{
+    struct termios t;
+
+    if (tcgetattr(fd, &t) < 0)
+        return; /* no terminal */
+    cfmakeraw(&t);
+    t.c_cflag |= CLOCAL | CREAD;
+    t.c_cc[VMIN] = 1;
+    t.c_cc[VTIME] = 0;
+    tcsetattr(fd, TCSANOW, &t);
+}
+
+static void greet(void)
+{
+    static const uint8_t zeros[GUEST_FRAME_HEAD + GUEST_FRAME_MAX];
+    struct {
+        struct guest_hello hello;
+        char release[sizeof(((struct utsname *)0)->release)];
+    } said = {.hello = {.version = GUEST_WIRE_VERSION}};
+    struct utsname u = {.release = ""};
+
+    ch->in_len = ch->out_from = ch->out_to = 0;
+    ch->welcome = false;
+    memcpy(said.hello.magic, GUEST_MAGIC, GUEST_MAGIC_BYTES);
+    if (getrandom(ch->nonce, sizeof(ch->nonce), GRND_NONBLOCK) < 0) {
+        uint64_t now = guest_now(); /* the pool is empty: different from the last one will do */
+
+        memcpy(ch->nonce, &now, sizeof(now));
+    }
+    memcpy(said.hello.nonce, ch->nonce, sizeof(ch->nonce));
+    uname(&u);
+    memcpy(said.release, u.release, sizeof(said.release));
+    if (ch->resync) {
+        memcpy(ch->out, zeros, sizeof(zeros));
+        ch->out_to = sizeof(zeros);
+    }
+    ch->resync = true;
+    channel_send(GUEST_HELLO, 0, 0, &said, sizeof(said.hello) + strlen(said.release));
+}
+
+void channel_use(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+        close(fd);
+        ch->retry_at = guest_now() + RETRY_LOST_MS;
+        return;
+    }
+    set_raw(fd);
+    ch->fd = fd;
+    ch->retry_at = GUEST_NEVER;
+    greet();
+}
+
+static void try_open(void)
+{
+    char found[300];
+    const char *path = ch->where;
+    int fd;
+
+    ch->retry_at = guest_now() + RETRY_MS;
+    if (ch->port && !find_port(ch->where, found, sizeof(found)))
+        return;
+    if (ch->port)
+        path = found;
+    fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (fd >= 0)
+        channel_use(fd);
+}
+
+void channel_name(const char *where)
+{
+    static const char port[] = "port:";
+
+    ch->port = strncmp(where, port, sizeof(port) - 1) == 0;
+    snprintf(ch->where, sizeof(ch->where), "%s", ch->port ? where + sizeof(port) - 1 : where);
+    try_open();
+}
+
+/* The other end has gone. */
+static void lost(void)
+{
+    guest_close(&ch->fd);
+    ch->welcome = false;
+    ch->in_len = ch->out_from = ch->out_to = 0;
+    sessions_close_all();
+    if (!*ch->where)
+        exit(0); /* a stream that was given, and cannot be opened again */
+    ch->retry_at = guest_now() + RETRY_LOST_MS;
+}
+
+/* --------------------------------------------------------------------------------------- out */
+
+static size_t room(void)
+{
+    if (ch->out_from == ch->out_to)
+        ch->out_from = ch->out_to = 0;
+    return sizeof(ch->out) - (ch->out_to - ch->out_from);
+}
+
+bool channel_room(size_t bytes)
+{
+    return ch->welcome && room() >= GUEST_FRAME_HEAD + bytes + CHANNEL_RESERVE;
+}
+
+/* Where the next frame of so many bytes can be built; what is queued is moved together for it. */
+static uint8_t *place(size_t bytes)
+{
+    if (room() < bytes)
+        return NULL;
+    if (sizeof(ch->out) - ch->out_to < bytes) {
+        memmove(ch->out, ch->out + ch->out_from, ch->out_to - ch->out_from);
+        ch->out_to -= ch->out_from;
+        ch->out_from = 0;
+    }
+    return ch->out + ch->out_to;
+}
+
+static void put_head(uint8_t *at, enum guest_frame type, unsigned stream, unsigned session,
+                     size_t bytes)
+{
+    struct guest_head head = {.type = (uint8_t)type,
+                              .stream = (uint8_t)stream,
+                              .session = (uint16_t)session,
+                              .length = (uint32_t)bytes};
+
+    memcpy(at, &head, sizeof(head));
+    ch->out_to += GUEST_FRAME_HEAD + bytes;
+}
+
+bool channel_send(enum guest_frame type, unsigned stream, unsigned session, const void *data,
+                  size_t bytes)
+{
+    uint8_t *at;
+
+    if (ch->fd < 0 || (!ch->welcome && type != GUEST_HELLO))
+        return false;
+    at = place(GUEST_FRAME_HEAD + bytes);
+    if (!at)
+        return false;
+    if (bytes)
+        memcpy(at + GUEST_FRAME_HEAD, data, bytes);
+    put_head(at, type, stream, session, bytes);
+    return true;
+}
+
+ssize_t channel_relay(unsigned stream, unsigned session, int fd, size_t most)
+{
+    uint8_t *at = place(GUEST_FRAME_HEAD + most);
+    ssize_t n;
+
+    if (!at) {
+        errno = EAGAIN;
+        return -1;
+    }
+    n = read(fd, at + GUEST_FRAME_HEAD, most);
+    if (n > 0)
+        put_head(at, GUEST_DATA, stream, session, (size_t)n);
+    return n;
+}
+
+void channel_flush(void)
+{
+    while (ch->fd >= 0 && ch->out_from < ch->out_to) {
+        ssize_t n = write(ch->fd, ch->out + ch->out_from, ch->out_to - ch->out_from);
+
+        if (n > 0) {
+            ch->out_from += (size_t)n;
+            continue;
+        }
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n == 0 || errno != EAGAIN)
+            lost();
+        return;
+    }
+}
+
+void channel_drain(int milliseconds)
+{
+    uint64_t end = guest_now() + (uint64_t)milliseconds;
+
+    for (;;) {
+        struct pollfd p = {.fd = ch->fd, .events = POLLOUT};
+        uint64_t now = guest_now();
+
+        channel_flush();
+        if (ch->fd < 0 || ch->out_from == ch->out_to || now >= end)
+            return;
+        poll(&p, 1, (int)(end - now));
+    }
+}
+
+/* ---------------------------------------------------------------------------------------- in */
+
+/* Skip to the agent's answer to our HELLO. Return: whether it was there. */
+static bool find_welcome(void)
+{
+    const size_t whole = GUEST_FRAME_HEAD + sizeof(struct guest_hello);
+
+    for (size_t at = 0; at + whole <= ch->in_len; at++) {
+        struct guest_head head;
+        struct guest_hello hello;
+
+        memcpy(&head, ch->in + at, sizeof(head));
+        memcpy(&hello, ch->in + at + GUEST_FRAME_HEAD, sizeof(hello));
+        if (head.type != GUEST_WELCOME || head.length != sizeof(hello) ||
+            memcmp(hello.magic, GUEST_MAGIC, GUEST_MAGIC_BYTES) != 0 ||
+            memcmp(hello.nonce, ch->nonce, GUEST_NONCE_BYTES) != 0)
+            continue;
+        ch->in_len -= at + whole;
+        memmove(ch->in, ch->in + at + whole, ch->in_len);
+        ch->welcome = true;
+        ready_again();
+        return true;
+    }
+    if (ch->in_len >= whole) { /* what could be its beginning stays */
+        memmove(ch->in, ch->in + ch->in_len - (whole - 1), whole - 1);
+        ch->in_len = whole - 1;
+    }
+    return false;
+}
+
+static void act(const struct guest_head *head, const uint8_t *data)
+{
+    if (head->type == GUEST_POWER)
+        power_down(head->length && data[0] == GUEST_REBOOT ? GUEST_REBOOT : GUEST_POWER_OFF);
+    sessions_frame(head, data);
+}
+
+/* Act on the frames that are there in whole, as long as there is room for answers. */
+static void take_frames(void)
+{
+    size_t at = 0;
+
+    if (!ch->welcome && !find_welcome())
+        return;
+    ch->held = false;
+    while (ch->fd >= 0 && ch->in_len - at >= GUEST_FRAME_HEAD) {
+        struct guest_head head;
+
+        if (ch->in[at] == GUEST_PAD) {
+            at++;
+            continue;
+        }
+        if (room() < ANSWERS) {
+            ch->held = true;
+            break;
+        }
+        memcpy(&head, ch->in + at, sizeof(head));
+        if (head.type >= GUEST_FRAME_TYPES || head.length > GUEST_FRAME_MAX) {
+            guest_say("the agent's exec channel makes no sense: frame %u of %u bytes", head.type,
+                      (unsigned)head.length);
+            lost();
+            return;
+        }
+        if (ch->in_len - at < GUEST_FRAME_HEAD + head.length)
+            break;
+        act(&head, ch->in + at + GUEST_FRAME_HEAD);
+        at += GUEST_FRAME_HEAD + head.length;
+    }
+    if (ch->fd < 0 || at == 0)
+        return;
+    ch->in_len -= at;
+    memmove(ch->in, ch->in + at, ch->in_len);
+}
+
+static void receive(void)
+{
+    ssize_t n = read(ch->fd, ch->in + ch->in_len, sizeof(ch->in) - ch->in_len);
+
+    if (n > 0)
+        ch->in_len += (size_t)n;
+    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        lost();
+}
+
+void channel_watch(struct watch *w)
+{
+    short events = 0;
+
+    if (ch->fd < 0) {
+        watch_until(w, ch->retry_at);
+        ch->entry = -1;
+        return;
+    }
+    if (ch->in_len < sizeof(ch->in))
+        events |= POLLIN;
+    if (ch->out_from < ch->out_to)
+        events |= POLLOUT;
+    if (ch->held && room() >= ANSWERS)
+        watch_until(w, 0);
+    ch->entry = watch_fd(w, ch->fd, events);
+}
+
+void channel_serve(const struct watch *w)
+{
+    short got = watch_got(w, ch->entry);
+
+    if (ch->fd < 0) {
+        if (guest_now() >= ch->retry_at)
+            try_open();
+        return;
+    }
+    if (got & POLLIN)
+        receive();
+    else if (got & (POLLHUP | POLLERR | POLLNVAL))
+        lost();
+    if (ch->fd >= 0)
+        take_frames();
+}
