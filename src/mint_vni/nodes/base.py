@@ -18,12 +18,14 @@ entries are undone by `mint_vni.nodes.undo`.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from mint_vni.errors import NodeError
 from mint_vni.nodes.cgroup import CgroupHost
 from mint_vni.nodes.ssh import SshMaterial
 
@@ -32,7 +34,7 @@ if (
 ):  # it brings pydantic along, which whoever runs a command in a node need not wait for
     from mint_vni.lab.plan import NodePlan
 
-__all__ = ["Facts", "Node", "NodeContext"]
+__all__ = ["Device", "Facts", "Node", "NodeContext"]
 
 #: What `Node.describe` returns: plain data that survives a trip through JSON.
 Facts = Mapping[str, Any]
@@ -40,6 +42,21 @@ Facts = Mapping[str, Any]
 
 def _go_on(step: str) -> None:
     """Let every step pass."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a node's worker is given to move frames.
+
+    Attributes:
+        kind: "tap", or "vhost-user": a SOCK_SEQPACKET socket to the node's agent.
+        fd: The descriptor. A TAP is the node's own, see `Node.tap_fd`; a socket the caller's.
+        offload: Whether the node's stack is offered checksum and segmentation offload.
+    """
+
+    kind: str
+    fd: int
+    offload: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,8 @@ class NodeContext:
         checkpoint: Called with the name of each step of `Node.start` when it is done. If it raises,
             the start fails there and is undone: for interrupts, and for tests.
         cgroups: What control groups the machine offers; looked up once per lab.
+        guest_uid: User, and group, of the process that a guest runs in; no other node's.
+        agent_uid: The same of a guest's agent.
     """
 
     lab: str
@@ -69,6 +88,8 @@ class NodeContext:
     journal: Callable[[str, dict[str, Any]], None]
     checkpoint: Callable[[str], None] = _go_on
     cgroups: CgroupHost = field(default_factory=CgroupHost.detect)
+    guest_uid: int = field(default_factory=os.geteuid)
+    agent_uid: int = field(default_factory=os.geteuid)
 
 
 class Node(ABC):
@@ -113,6 +134,22 @@ class Node(ABC):
         Raises:
             NodeError: It did not answer in time, or the node or its sshd ended; with the reason.
         """
+
+    @abstractmethod
+    def device(self) -> Device:
+        """Return what a new worker of this node is to be given.
+
+        Raises:
+            NodeError: The node has none (any more).
+        """
+
+    def revive(self) -> None:
+        """Start what the node runs in again after it has ended by itself.
+
+        Raises:
+            NodeError: It could not be started, or this kind of node can't be revived.
+        """
+        raise NodeError(f"node {self.plan.name} has ended; take the lab down and up again")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
