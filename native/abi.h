@@ -186,6 +186,10 @@ enum mint_port_counter {
     MINT_PORT_LEARNED,      /* MACs learned behind bridge ports */
     MINT_PORT_RESTARTS,     /* workers that took this port over from a dead one */
     MINT_PORT_DROP_DEVICE,  /* dropped: the node's interface refused a plain frame */
+    MINT_PORT_DROP_BAD,     /* dropped: from the node, with offloads that make no sense */
+    MINT_PORT_CALLS,        /* interrupts sent to a guest */
+    MINT_PORT_RING_EMPTY,   /* times a guest's receive queue had no buffer for a frame */
+    MINT_PORT_RING_ERRORS,  /* a guest's queues that were disabled because it broke a rule */
     MINT_PORT_COUNTERS = 64
 };
 

@@ -28,7 +28,7 @@ CDEF = """
 enum mint_layout { MINT_LAYOUT_PER_CHANNEL, MINT_LAYOUT_SHARED, ... };
 enum mint_end_state { MINT_END_CLOSED, MINT_END_OPEN, MINT_END_RESET, ... };
 enum mint_msg_type { MINT_MSG_OPEN, MINT_MSG_TAP, MINT_MSG_ADD_PEER, MINT_MSG_DROP_PEER,
-                     MINT_MSG_GIVE, MINT_MSG_STOP, ... };
+                     MINT_MSG_GIVE, MINT_MSG_STOP, MINT_MSG_VHOST, ... };
 
 struct mint_port_config {
     uint32_t index; uint32_t slots; uint32_t layout; uint32_t flags;

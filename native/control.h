@@ -7,6 +7,8 @@
  *   OPEN       port, uid, gid; fds: control region [, pool]. First, once. Then the worker drops
  *              its privileges for good
  *   TAP        tap; fds: the TAP device, with which frames begin to move
+ *   VHOST      fds: a SOCK_SEQPACKET socket to the node's agent, which says by the messages of vhost.h
+ *              where the guest's queues are; with it frames begin to move
  *   ADD_PEER   peer; fds: the peer's control region, tx region, rx region, doorbell
  *              (layout shared: control region, doorbell)
  *   DROP_PEER  peer.index
@@ -28,7 +30,8 @@ enum mint_msg_type {
     MINT_MSG_ADD_PEER = 3,
     MINT_MSG_DROP_PEER = 4,
     MINT_MSG_GIVE = 5,
-    MINT_MSG_STOP = 6
+    MINT_MSG_STOP = 6,
+    MINT_MSG_VHOST = 7
 };
 
 struct mint_msg_open {

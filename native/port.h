@@ -101,6 +101,13 @@ void mint_port_commit(struct mint_port *port, uint32_t peer, struct mint_rec *re
 /* Give a reserved record back unsent. */
 void mint_port_cancel(struct mint_port *port, uint32_t peer, struct mint_rec *rec);
 
+/* After mint_port_reserve() gave nothing: count a drop, or MINT_FULL: wait for room. */
+enum mint_sent mint_port_refuse(struct mint_port *port, uint32_t peer);
+/* Count a frame that was taken from the node and is none that can be sent, as `why`. */
+void mint_port_bad(struct mint_port *port, enum mint_port_counter why);
+/* Count what happened to the node's device. */
+void mint_port_count(struct mint_port *port, enum mint_port_counter what);
+
 /* Count a frame that was taken from the node, before it is sent: what is taken and not settled (sent
  * or dropped) when the process dies is counted by its successor. */
 void mint_port_took(struct mint_port *port, uint32_t len);
@@ -171,10 +178,31 @@ void mint_port_recycle(struct mint_port *port);
 #define MINT_EV_DEVICE 2u
 #define MINT_EV_CONTROL 4u
 #define MINT_EV_TIMER 8u
+#define MINT_EV_LINK 16u
 
 /* Have mint_port_wait() also watch a descriptor (EPOLLIN, level-triggered). */
 int mint_port_watch(struct mint_port *port, int fd, uint32_t event);
+/* The same, for a descriptor that is never read: each time it is written to is one event. */
+int mint_port_watch_edge(struct mint_port *port, int fd, uint32_t event);
 int mint_port_unwatch(struct mint_port *port, int fd);
+
+/*
+ * struct mint_waiter - a device whose work is announced in memory, not by a descriptor alone.
+ * Around a sleep it is asked to announce it by a descriptor too (arm), looked at once more
+ * (pending), and told that this is no longer needed (disarm). While the port spins, it is looked
+ * at as often as the channels are.
+ */
+struct mint_waiter {
+    void (*arm)(void *context);
+    bool (*pending)(void *context);
+    void (*disarm)(void *context);
+    void *context;
+};
+/* There is such a device now; NULL: no longer. It must stay until then. */
+void mint_port_set_waiter(struct mint_port *port, const struct mint_waiter *waiter);
+
+/* The device takes no frames now: frames that wait or arrive are no reason to wake up. */
+void mint_port_block(struct mint_port *port, bool blocked);
 
 /*
  * mint_port_wait() - sleep until a frame or room arrives, a watched descriptor is readable, or

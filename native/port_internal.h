@@ -4,12 +4,12 @@
 #define MINT_PORT_INTERNAL_H
 
 #include "bell.h"
+#include "clock.h"
 #include "macs.h"
 #include "pool.h"
 #include "port.h"
 #include "ring.h"
 #include <string.h>
-#include <time.h>
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -64,13 +64,15 @@ struct mint_port {
     uint32_t in_done; /* frames settled since the last flush */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
-    bool asked;        /* no bell has rung since it was asked for room: its ring is still to come */
-    uint32_t wake;     /* our wake word */
-    bool shares_core;  /* with those whose frames are waited for */
-    uint64_t activity; /* frames seen in either direction */
-    uint64_t spun_at;  /* activity when the last spin began */
-    uint64_t spin_ns;  /* how long to spin before sleeping now, 0 .. poll_us */
-    uint64_t cached_key; /* the last look-up */
+    bool asked;       /* no bell has rung since it was asked for room: its ring is still to come */
+    uint32_t wake;    /* our wake word */
+    bool shares_core; /* with those whose frames are waited for */
+    bool blocked;     /* the device takes no frames */
+    const struct mint_waiter *waiter; /* the device, if it is one to be looked at; or NULL */
+    uint64_t activity;                /* frames seen in either direction */
+    uint64_t spun_at;                 /* activity when the last spin began */
+    uint64_t spin_ns;                 /* how long to spin before sleeping now, 0 .. poll_us */
+    uint64_t cached_key;              /* the last look-up */
     int cached_dst;
     struct mint_macs macs;
 };
@@ -83,14 +85,6 @@ static inline void bump(mint_a64 *counter, uint64_t by)
 static inline void bump_port(struct mint_port *port, enum mint_port_counter c, uint64_t by)
 {
     bump(&port->ctl->counter[c], by);
-}
-
-static inline uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
 /* Whether a frame sent to the peer now could ever arrive. */

@@ -202,6 +202,25 @@ void mint_port_cancel(struct mint_port *port, uint32_t peer, struct mint_rec *re
         mint_pool_cancel(port->pool, rec);
 }
 
+enum mint_sent mint_port_refuse(struct mint_port *port, uint32_t peer)
+{
+    enum mint_sent sent = refuse(port, port->peers[peer], true);
+
+    port->in_done += sent != MINT_FULL;
+    return sent;
+}
+
+void mint_port_bad(struct mint_port *port, enum mint_port_counter why)
+{
+    bump_port(port, why, 1);
+    port->in_done++;
+}
+
+void mint_port_count(struct mint_port *port, enum mint_port_counter what)
+{
+    bump_port(port, what, 1);
+}
+
 void mint_port_took(struct mint_port *port, uint32_t len)
 {
     port->activity++;

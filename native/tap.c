@@ -9,50 +9,20 @@
  * Out. One writev() hands one frame over: the headers that were checked from a private copy, the
  * rest straight from the channel. A device without offloads gets plain frames instead.
  *
- * Back-pressure. A frame that finds its channel full is held, and the TAP is not read meanwhile:
- * its queue fills and the node's own stack feels it. That is right as long as nobody else's
- * traffic waits behind it. When frames for other receivers were seen lately, holding is paid from
- * a budget (a tenth of the time); with the budget spent the frame is dropped and counted.
+ * Back-pressure: see hold.h.
  */
+#include "clock.h"
 #include "worker.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define IN_BATCH 64u
 #define IN_FLUSH_BYTES (32u * 1024u)     /* publish at least this often within a batch */
 #define OUT_BATCH 32u                    /* well below what a socket's receive buffer holds */
 #define OUT_RECYCLE_BYTES (128u * 1024u) /* give room back at least this often within a batch */
-#define BUDGET_MAX (5ull * 1000000ull)
-#define OTHERS_NS (20ull * 1000000ull)
 #define DOWN_NS (50ull * 1000000ull)
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
-int mint_tap_attach(struct mint_worker *w, int fd, bool offload)
-{
-    struct mint_tap *t = &w->tap;
-
-    if (!offload && !t->plain) {
-        t->plain = mint_plain_new();
-        if (!t->plain)
-            return -ENOMEM;
-    }
-    if (t->fd >= 0 && t->watched)
-        mint_port_unwatch(w->port, t->fd);
-    t->watched = false;
-    t->fd = fd;
-    t->offload = offload;
-    return 0;
-}
 
 static void set_watched(struct mint_worker *w, bool on)
 {
@@ -93,16 +63,11 @@ static bool send_staged(struct mint_worker *w, uint32_t len)
     enum mint_sent sent = mint_port_send(w->port, &t->staging.vnet, t->staging.frame, len, &peer);
 
     if (sent == MINT_FULL) {
-        if (!t->held)
-            t->held_since = 0;
-        t->held = true;
         t->held_len = len;
-        t->held_peer = peer;
+        mint_hold_full(&w->hold, peer);
         return false;
     }
-    if (sent == MINT_SENT && t->held_peer != UINT32_MAX && peer != t->held_peer)
-        t->others_at = now_ns(); /* traffic that holding frames for the full channel delays */
-    t->held = false;
+    mint_hold_settled(&w->hold, sent == MINT_SENT ? peer : UINT32_MAX);
     return true;
 }
 
@@ -153,53 +118,20 @@ static bool take_one(struct mint_worker *w, int sole, uint32_t *bytes)
     return send_staged(w, (uint32_t)len);
 }
 
-/* Whether a held frame may go on waiting, although others' frames may be behind it. */
-static bool may_wait(struct mint_tap *t, uint64_t now)
-{
-    uint64_t gained = (now - t->budget_at) / 10, held;
-
-    t->wait_budget = t->wait_budget + gained < BUDGET_MAX ? t->wait_budget + gained : BUDGET_MAX;
-    t->budget_at = now;
-    if (!t->held_since)
-        t->held_since = now;
-    held = now - t->held_since;
-    t->held_since = now;
-    if (now - t->others_at > OTHERS_NS)
-        return true;
-    if (held >= t->wait_budget) {
-        t->wait_budget = 0;
-        return false;
-    }
-    t->wait_budget -= held;
-    return true;
-}
-
 /* Try again to send the held frame. Return: whether it is settled now. */
 static bool retry_held(struct mint_worker *w)
 {
-    struct mint_tap *t = &w->tap;
-
-    if (send_staged(w, t->held_len))
+    if (send_staged(w, w->tap.held_len) || !mint_hold_wait(&w->hold, w->port))
         return true;
-    if (!may_wait(t, now_ns())) {
-        mint_port_give_up(w->port, t->held_peer);
-        t->held = false;
-        return true;
-    }
-    /* The first call announces the wait; after it, one more try is the re-check. */
-    mint_port_wait_room(w->port, t->held_peer);
-    return send_staged(w, t->held_len);
+    return send_staged(w, w->tap.held_len);
 }
 
-bool mint_tap_in(struct mint_worker *w)
+static bool tap_in(struct mint_worker *w)
 {
-    struct mint_tap *t = &w->tap;
     int sole = mint_port_sole_peer(w->port);
     uint32_t bytes = 0, n = 0;
 
-    if (t->fd < 0)
-        return false;
-    if (t->held && !retry_held(w)) {
+    if (w->hold.on && !retry_held(w)) {
         mint_port_flush(w->port);
         return false;
     }
@@ -281,27 +213,19 @@ static bool out_plain(struct mint_worker *w)
     return n > 0;
 }
 
-bool mint_tap_out(struct mint_worker *w)
+static bool tap_out(struct mint_worker *w)
 {
-    if (w->tap.fd < 0)
-        return false; /* frames wait in their channels until the node's device is there */
     return w->tap.offload ? out_offload(w) : out_plain(w);
 }
 
-int64_t mint_tap_timeout(struct mint_worker *w)
+static int64_t tap_timeout(struct mint_worker *w)
 {
     struct mint_tap *t = &w->tap;
     uint64_t now;
 
-    if (t->fd < 0)
-        return -1;
-    if (t->held) {
-        uint64_t left = mint_port_wait_room(w->port, t->held_peer);
-
+    if (w->hold.on) {
         set_watched(w, false);
-        if (left > BUDGET_MAX / 10)
-            left = BUDGET_MAX / 10; /* look at the budget, too */
-        return (int64_t)left;
+        return mint_hold_timeout(&w->hold, w->port);
     }
     if (t->down_until) {
         now = now_ns();
@@ -313,4 +237,28 @@ int64_t mint_tap_timeout(struct mint_worker *w)
     }
     set_watched(w, true);
     return -1;
+}
+
+static const struct mint_device tap_device = {
+    .in = tap_in,
+    .out = tap_out,
+    .timeout = tap_timeout,
+};
+
+int mint_tap_attach(struct mint_worker *w, int fd, bool offload)
+{
+    struct mint_tap *t = &w->tap;
+
+    if (!offload && !t->plain) {
+        t->plain = mint_plain_new();
+        if (!t->plain)
+            return -ENOMEM;
+    }
+    if (t->fd >= 0 && t->watched)
+        mint_port_unwatch(w->port, t->fd);
+    t->watched = false;
+    t->fd = fd;
+    t->offload = offload;
+    w->device = &tap_device;
+    return 0;
 }

@@ -157,6 +157,7 @@ def _adopt_node(
         return
     member.state = "up"
     engine.watch(member)
+    engine.watch_node(member)
 
 
 def _adopt_lost(

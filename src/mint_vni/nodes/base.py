@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mint_vni.errors import NodeError
 from mint_vni.nodes.cgroup import CgroupHost
@@ -40,23 +40,24 @@ __all__ = ["Device", "Facts", "Node", "NodeContext"]
 Facts = Mapping[str, Any]
 
 
-def _go_on(step: str) -> None:
-    """Let every step pass."""
-
-
 @dataclass(frozen=True)
 class Device:
-    """What a node's worker is given to move frames.
+    """What a node's worker is given to move frames with.
 
     Attributes:
-        kind: "tap", or "vhost-user": a SOCK_SEQPACKET socket to the node's agent.
-        fd: The descriptor. A TAP is the node's own, see `Node.tap_fd`; a socket the caller's.
-        offload: Whether the node's stack is offered checksum and segmentation offload.
+        kind: ``tap``: `fd` is a TAP device and stays the node's; ``vhost-user``: `fd` is a socket to
+            the node's agent, and whoever asked for it is to close it.
+        fd: The descriptor.
+        offload: Whether the device takes frames with checksums to complete and segments to cut.
     """
 
-    kind: str
+    kind: Literal["tap", "vhost-user"]
     fd: int
     offload: bool
+
+
+def _go_on(step: str) -> None:
+    """Let every step pass."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class NodeContext:
         checkpoint: Called with the name of each step of `Node.start` when it is done. If it raises,
             the start fails there and is undone: for interrupts, and for tests.
         cgroups: What control groups the machine offers; looked up once per lab.
-        guest_uid: User, and group, of the process that a guest runs in; no other node's.
-        agent_uid: The same of a guest's agent.
+        guest_uid: The user that a guest of this node runs as.
+        agent_uid: The user that its agent runs as.
     """
 
     lab: str
@@ -97,6 +98,9 @@ class Node(ABC):
 
     Attributes:
         kind: The kind's name in lab files.
+        attachment: How its interface is joined to its port: ``tap`` or ``vhost-user``.
+        ready_seconds: A node that is not ready after so long has failed.
+        revivable: Whether it can be started again, by `revive`, when it has ended by itself.
         plan: What the node is to be.
         pid: Process id, on the host, of the process that the node's life hangs on; 0 before
             `start`.
@@ -107,6 +111,9 @@ class Node(ABC):
     """
 
     kind: ClassVar[str]
+    attachment: ClassVar[str]
+    ready_seconds: ClassVar[float] = 30.0
+    revivable: ClassVar[bool] = False
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
         self.plan = plan
@@ -137,17 +144,17 @@ class Node(ABC):
 
     @abstractmethod
     def device(self) -> Device:
-        """Return what a new worker of this node is to be given.
+        """Return what a worker of the node, each new one, is to be given.
 
         Raises:
-            NodeError: The node has none (any more).
+            NodeError: The node has ended.
         """
 
     def revive(self) -> None:
-        """Start what the node runs in again after it has ended by itself.
+        """Start a node again that has ended by itself; with the same identity and place.
 
         Raises:
-            NodeError: It could not be started, or this kind of node can't be revived.
+            NodeError: It could not be started, or is of a kind that can't.
         """
         raise NodeError(f"node {self.plan.name} has ended; take the lab down and up again")
 

@@ -84,6 +84,7 @@ class NetnsNode(Node):
     """A node of kind ``netns``; see the module."""
 
     kind: ClassVar[str] = "netns"
+    attachment: ClassVar[str] = "tap"
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
         super().__init__(plan, context)
@@ -299,7 +300,7 @@ class NetnsNode(Node):
     def device(self) -> Device:
         """Return the TAP; see `Node.device`."""
         if self.tap_fd is None:
-            raise self._error("has no interface any more")
+            raise self._error("has ended")
         return Device("tap", self.tap_fd, self.plan.offload)
 
     # ------------------------------------------------------------------ re-adoption

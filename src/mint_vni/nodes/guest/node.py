@@ -85,6 +85,9 @@ class Streams:
 class GuestNode(Node):
     """A node whose kernel runs in a process of the host; see the module."""
 
+    attachment: ClassVar[str] = "vhost-user"
+    ready_seconds: ClassVar[float] = 60.0
+    revivable: ClassVar[bool] = True
     #: Bytes that the guest's process may take besides the guest's memory.
     overhead: ClassVar[int]
     #: Whether there is a monitor.
