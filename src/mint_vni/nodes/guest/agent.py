@@ -204,7 +204,8 @@ class Agent:
                 if not data:
                     return
                 kept = await self._answer(connection, json.loads(data), fds)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            # A request that makes no sense: its sender's mistake, and nobody else's trouble.
             with contextlib.suppress(OSError):
                 _send(connection, {"error": str(error)})
         finally:
@@ -298,7 +299,7 @@ class Agent:
             "boots": boot.number,
             "ready": channel is not None and channel.ready,
             "guest": channel is not None and channel.connected,
-            "kernel": channel.hello if channel is not None else "",
+            "kernel": channel.hello.release if channel is not None and channel.hello else "",
             "bye": channel.bye if channel is not None else None,
             "panicked": boot.panicked,
             "stuck": boot.stuck,
@@ -310,7 +311,7 @@ class Agent:
         return {name: log.text() for name, log in sources.items()}
 
     async def _op_power(self, request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
-        how = str(request.get("how", "power-off"))
+        how = "reboot" if request.get("how") == "reboot" else "power-off"
         asked = self._channel is not None and self._channel.power(how)
         if not asked and self._monitor is not None:
             command = "system_powerdown" if how == "power-off" else "system_reset"

@@ -143,13 +143,13 @@ class AgentClient:
             try:
                 socket.send_fds(ours, [json.dumps(asdict(config)).encode()], fds)
                 if not ours.recv(4096):
-                    raise NodeError(f"node {self.name}: its agent ended while it started")
+                    raise NodeError("its agent ended while it started")
                 hold(self.process)
                 ours.send(b"go")
             except BaseException as error:
                 self.stop(time.monotonic() + _START_SECONDS)
                 if isinstance(error, OSError):
-                    raise NodeError(f"node {self.name}: its agent: {error}") from error
+                    raise NodeError(f"its agent: {error}") from error
                 raise
 
     def request(

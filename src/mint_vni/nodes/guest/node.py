@@ -185,7 +185,11 @@ class GuestNode(Node):
             offload=plan.offload,
             qmp=self.monitored,
         )
-        self._agent.start(config, self.context.guest_uid, self._log, self._hold_agent, self._keep)
+        uid, hold = self.context.guest_uid, self._hold_agent
+        try:
+            self._agent.start(config, uid, self._log, hold, self._keep)
+        except NodeError as error:
+            raise self._error(f"could not be started: {error}") from error
 
     def _hold_agent(self, process: Running) -> None:
         self._journal(process)
