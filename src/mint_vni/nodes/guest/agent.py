@@ -268,7 +268,9 @@ class Agent:
     async def _op_link(self, _request: dict[str, Any], fds: list[int]) -> None:
         if len(fds) != 1:
             raise ValueError("a link is one descriptor")
-        self._server.link(socket.socket(fileno=fds.pop()))
+        # After the answer: the worker is given its end by whoever awaits that.
+        link = socket.socket(fileno=fds.pop())
+        asyncio.get_running_loop().call_soon(self._server.link, link)
 
     async def _op_status(self, _request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
         return self.status()
