@@ -10,13 +10,14 @@ A script of its own, with the standard library alone, for the reasons given in
 JSON object::
 
     supervisor -> {"name": …, …}      what to become, see `Confined`
-    script     -> {"pid": N}          the program's process, by the host's count; then it ends
-    program    -> {"ready": true}     its namespaces and mounts are as they should be
+    script     -> {"pid": N}          the first process, by the host's count; then it ends
+    first      -> {"ready": true}     its namespaces and mounts are as they should be
     supervisor -> {"go": true}        the journal is written: go on
-    program    -> end of file         it runs
+    both       -> end of file         the program runs
     either     -> {"error": "…"}      instead of any of these; it has ended
 
-The program is the first process of its PID namespace: when it ends, all that it started ends.
+The first process of its PID namespace is ``mint-first`` (native/first.c), which ends when the program
+does; with it all that the program started ends.
 
 The mount tree is a small, read-only tmpfs that becomes the root; the host's is detached. In it are
 files and directories of the host, each bound read-only at the place that was asked for, tmpfs of
@@ -68,6 +69,9 @@ CAPABILITY_VERSION_3 = 0x20080522
 # SECBIT_NOROOT, NO_SETUID_FIXUP, KEEP_CAPS (off), NO_CAP_AMBIENT_RAISE: all of them locked.
 SECUREBITS_LOCKED = 0b11101111
 
+#: Where the tree has mint-first.
+FIRST = "/mint-first"
+
 #: What of the host is no part of a view of its file system.
 HIDDEN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/tmp", "/boot/efi")
 PSEUDO = frozenset(
@@ -80,7 +84,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Talk with the supervisor, make the namespaces, fork the program's process."""
+    """Talk with the supervisor, make the namespaces, fork the first process and the program's."""
     # Out of the way of the descriptors that the program is to have.
     fd = fcntl.fcntl(int(sys.argv[1]), fcntl.F_DUPFD_CLOEXEC, 200)
     os.close(int(sys.argv[1]))
@@ -106,6 +110,9 @@ def main() -> None:
         say(channel, {"ready": True})
         if not channel.recv(1 << 16):
             os._exit(1)
+        program = os.fork()
+        if program:
+            become_first(request, fd, program)
         become_program(request, fd)
     except Exception as error:  # noqa: BLE001  # whatever it is, the supervisor is to hear of it
         say(channel, {"error": reason(error)})
@@ -168,6 +175,7 @@ def make_tree(request: dict) -> None:  # type: ignore[type-arg]
         bind(f"/dev/{name}", f"{top}/dev/{name}", MS_NOSUID | MS_NOEXEC)
     for entry in request["private_devices"]:
         private_device(f"{top}/dev/{entry}", entry, request["uid"])
+    bind(request["first"], top + FIRST, flags_of("x"))
     for source, target, how in request["binds"]:
         bind(source, top + target, flags_of(how))
     if request["view"]:
@@ -277,20 +285,33 @@ def pivot(top: str) -> None:
 # ---------------------------------------------------------------------------------- privileges
 
 
+def become_first(request: dict, channel: int, program: int) -> None:  # type: ignore[type-arg]
+    """Turn into the process that waits for the program's end; never returns."""
+    drop_privileges(request["uid"])
+    close_all_but({0, 1, 2, channel})
+    name = os.path.basename(request["argv"][0])
+    os.execve(FIRST, [FIRST, str(program), name], {})
+
+
 def become_program(request: dict, channel: int) -> None:  # type: ignore[type-arg]
     """Give all privileges up and run the program; never returns."""
     for name, value in request["rlimits"].items():
         limit_to(getattr(resource, f"RLIMIT_{name}"), value)
     drop_privileges(request["uid"])
-    keep = {0, 1, 2, *request["fds"], channel}
-    for entry in os.listdir("/proc/self/fd"):
-        if int(entry) not in keep:
-            with contextlib.suppress(OSError):  # the listing's own
-                os.close(int(entry))
+    close_all_but({0, 1, 2, *request["fds"], channel})
     for fd in request["fds"]:
         os.set_inheritable(fd, True)
+    os.setsid()
     os.chdir(request["cwd"])
     os.execve(request["argv"][0], request["argv"], request["env"])
+
+
+def close_all_but(kept: "set[int]") -> None:
+    """Close descriptors."""
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) not in kept:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(entry))
 
 
 def limit_to(kind: int, value: int) -> None:

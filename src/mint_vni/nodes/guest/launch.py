@@ -33,6 +33,7 @@ from mint_vni.nodes.programs import find_program, search_path
 __all__ = ["Confinement", "Running", "launch", "library_binds"]
 
 _SCRIPT: Final = Path(__file__).with_name("_launch.py")
+_FIRST: Final = Path(__file__).parents[2] / "_bin" / "mint-first"
 
 # Longest that a step may take: it takes milliseconds, on a machine that swaps more.
 _STEP_SECONDS: Final = 20.0
@@ -88,13 +89,13 @@ class Confinement:
 
     def request(self) -> bytes:
         """Return the message for the script."""
-        values = asdict(self) | {"rlimits": _RLIMITS | dict(self.rlimits)}
+        values = asdict(self) | {"rlimits": _RLIMITS | dict(self.rlimits), "first": str(_FIRST)}
         return json.dumps(values).encode()
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process that was started: its id and when that started."""
+    """The first process of a program that was started: its id and when that started."""
 
     pid: int
     start_time: int
