@@ -63,17 +63,19 @@ static bool find_port(const char *name, char *path, size_t size)
     return found;
 }
 
-static void set_raw(int fd)
+/* Return: how many bytes it takes at a time, 0: any number. */
+static uint32_t set_raw(int fd)
 {
     struct termios t;
 
     if (tcgetattr(fd, &t) < 0)
-        return; /* no terminal */
+        return 0; /* no terminal */
     cfmakeraw(&t);
     t.c_cflag |= CLOCAL | CREAD;
     t.c_cc[VMIN] = 1;
     t.c_cc[VTIME] = 0;
     tcsetattr(fd, TCSANOW, &t);
+    return GUEST_TTY_WINDOW;
 }
 
 static void greet(void)
@@ -82,10 +84,11 @@ static void greet(void)
     struct {
         struct guest_hello hello;
         char release[sizeof(((struct utsname *)0)->release)];
-    } said = {.hello = {.version = GUEST_WIRE_VERSION}};
+    } said = {.hello = {.version = GUEST_WIRE_VERSION, .window = ch->window}};
     struct utsname u = {.release = ""};
 
     ch->in_len = ch->out_from = ch->out_to = 0;
+    ch->taken = ch->told = 0;
     ch->welcome = false;
     memcpy(said.hello.magic, GUEST_MAGIC, GUEST_MAGIC_BYTES);
     if (getrandom(ch->nonce, sizeof(ch->nonce), GRND_NONBLOCK) < 0) {
@@ -113,7 +116,7 @@ void channel_use(int fd)
         ch->retry_at = guest_now() + RETRY_LOST_MS;
         return;
     }
-    set_raw(fd);
+    ch->window = set_raw(fd);
     ch->fd = fd;
     ch->retry_at = GUEST_NEVER;
     greet();
@@ -291,7 +294,7 @@ static bool find_welcome(void)
 static void act(const struct guest_head *head, const uint8_t *data)
 {
     if (head->type == GUEST_POWER)
-        power_down(head->length && data[0] == GUEST_REBOOT ? GUEST_REBOOT : GUEST_POWER_OFF);
+        power_request(head->length && data[0] == GUEST_REBOOT ? GUEST_REBOOT : GUEST_POWER_OFF);
     sessions_frame(head, data);
 }
 
@@ -336,10 +339,20 @@ static void receive(void)
 {
     ssize_t n = read(ch->fd, ch->in + ch->in_len, sizeof(ch->in) - ch->in_len);
 
-    if (n > 0)
+    if (n > 0) {
         ch->in_len += (size_t)n;
-    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        ch->taken += (uint32_t)n;
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         lost();
+    }
+}
+
+/* Have the agent go on before it has to stop. */
+static void acknowledge(void)
+{
+    if (ch->window && ch->taken - ch->told >= ch->window / 2 &&
+        channel_send(GUEST_ACK, 0, 0, &ch->taken, sizeof(ch->taken)))
+        ch->told = ch->taken;
 }
 
 void channel_watch(struct watch *w)
@@ -373,6 +386,8 @@ void channel_serve(const struct watch *w)
         receive();
     else if (got & (POLLHUP | POLLERR | POLLNVAL))
         lost();
-    if (ch->fd >= 0)
-        take_frames();
+    if (ch->fd < 0)
+        return;
+    take_frames();
+    acknowledge();
 }

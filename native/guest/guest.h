@@ -54,6 +54,9 @@ struct channel {
     int entry;
     uint64_t retry_at; /* when to try to open it again */
     uint8_t nonce[GUEST_NONCE_BYTES];
+    uint32_t window;   /* what the stream can take, 0: any number */
+    uint32_t taken;    /* bytes read since HELLO */
+    uint32_t told;     /* ... that the agent knows of */
     uint8_t in[GUEST_FRAME_HEAD + GUEST_FRAME_MAX];
     size_t in_len;
     uint8_t out[CHANNEL_OUT];
@@ -183,6 +186,10 @@ int files_own(const char *path);
 /* Do what a script says. Return: 0, or -1 after it was said what failed. */
 int script_run(const char *path);
 
+/* Go down, soon. */
+void power_request(enum guest_bye how);
+void power_watch(struct watch *w);
+void power_serve(void);
 void power_down(enum guest_bye how) __attribute__((noreturn));
 /* reboot, poweroff, halt, shutdown: tell process 1. Return: exit status. */
 int power_command(const char *name, int argc, char **argv);

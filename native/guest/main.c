@@ -127,9 +127,9 @@ static void on_signals(void)
         else if (!is_init)
             _exit(0); /* stopped, as a service */
         else if (number == SIGINT || number == SIGRTMIN + 5)
-            power_down(GUEST_REBOOT); /* SIGINT: Ctrl-Alt-Del */
+            power_request(GUEST_REBOOT); /* SIGINT: Ctrl-Alt-Del */
         else
-            power_down(GUEST_POWER_OFF);
+            power_request(GUEST_POWER_OFF);
     }
 }
 
@@ -166,6 +166,7 @@ static void serve(void)
         sessions_watch(&w);
         net_watch(&w);
         sshd_watch(&w);
+        power_watch(&w);
         if (poll(w.fds, w.n, left(&w)) < 0 && errno != EINTR)
             guest_say("poll: %s", strerror(errno));
         if (watch_got(&w, entry))
@@ -175,6 +176,7 @@ static void serve(void)
         sshd_serve(&w);
         sessions_serve(&w);
         channel_flush();
+        power_serve();
     }
 }
 

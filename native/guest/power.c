@@ -18,6 +18,29 @@
 #define KILL_MS 500u
 #define STEP_US 5000u
 #define TELL_MS 200
+#define DELAY_MS 100u /* for a program that asked for it to end, and its end to be told */
+
+static uint64_t wanted_at = GUEST_NEVER;
+static enum guest_bye wanted;
+
+void power_request(enum guest_bye how)
+{
+    if (wanted_at != GUEST_NEVER)
+        return;
+    wanted = how;
+    wanted_at = guest_now() + DELAY_MS;
+}
+
+void power_watch(struct watch *w)
+{
+    watch_until(w, wanted_at);
+}
+
+void power_serve(void)
+{
+    if (guest_now() >= wanted_at)
+        power_down(wanted);
+}
 
 /* Reap until nobody is left, or the time is over. Return: whether nobody is left. */
 static bool all_ended(uint64_t milliseconds)

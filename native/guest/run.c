@@ -51,6 +51,25 @@ static void set_default(const char *name, const char *value)
         setenv(name, value, 1);
 }
 
+/* Whether a program can be found; a directory of the search path that is closed says nothing. */
+static bool exists(const char *name)
+{
+    const char *at = getenv("PATH");
+
+    if (strchr(name, '/'))
+        return access(name, F_OK) == 0;
+    while (at && *at) {
+        int n = (int)strcspn(at, ":");
+        char path[1024];
+
+        snprintf(path, sizeof(path), "%.*s/%s", n, at, name);
+        if (access(path, F_OK) == 0)
+            return true;
+        at += n + (at[n] == ':');
+    }
+    return false;
+}
+
 /* Become the program, on streams that are in place. Return: exit status, if it can't be. */
 static int become(const struct program *p)
 {
@@ -78,7 +97,7 @@ static int become(const struct program *p)
     }
     run_reset_signals();
     execvp(args[0], args);
-    if (errno == ENOENT) {
+    if (errno == ENOENT || (errno == EACCES && !exists(args[0]))) {
         dprintf(STDERR_FILENO, "%s: not found in node %s\n", args[0], node);
         return NOT_FOUND;
     }

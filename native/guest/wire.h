@@ -16,8 +16,14 @@
  * that (left over from another boot) it ignores. Where a half-sent frame may precede a HELLO, the
  * guest sends GUEST_FRAME_MAX + GUEST_FRAME_HEAD bytes of padding first, which end it.
  *
- *   guest -> agent   HELLO    magic (8), version u32, nonce (16), node's kernel release (text)
- *   agent -> guest   WELCOME  magic (8), version u32, nonce (16)
+ *   guest -> agent   HELLO    struct guest_hello, then the kernel's release (text)
+ *   agent -> guest   WELCOME  struct guest_hello, with the same nonce
+ *
+ * A terminal takes no more than GUEST_TTY_WINDOW bytes at a time (UML 7.2 loses a serial line's
+ * interrupt for ever when the line discipline's 4096 bytes fill up). If HELLO says so, the agent
+ * sends no more than its `window` before the guest has read it, which that tells:
+ *
+ *   guest -> agent   ACK      u32: bytes read since HELLO, modulo 2^32
  *
  * A session runs one program. The agent chooses its number, free again after EXIT.
  *
@@ -57,6 +63,7 @@
 #define GUEST_FRAME_HEAD 8u
 #define GUEST_FRAME_MAX 32768u
 #define GUEST_STDIN_WINDOW 65536u
+#define GUEST_TTY_WINDOW 3584u
 #define GUEST_OPEN_MAX 1048576u /* bytes of an OPEN with its ARGS */
 #define GUEST_SESSIONS 64u
 
@@ -79,6 +86,7 @@ enum guest_frame {
     GUEST_CLOSE = 15,
     GUEST_STOPPED = 16,
     GUEST_EXIT = 17,
+    GUEST_ACK = 18,
     GUEST_FRAME_TYPES
 };
 
@@ -103,6 +111,7 @@ struct guest_head {
 struct guest_hello {
     char magic[GUEST_MAGIC_BYTES];
     uint32_t version;
+    uint32_t window; /* bytes that may be on their way to the guest; 0: any number */
     uint8_t nonce[GUEST_NONCE_BYTES];
 };
 
@@ -117,7 +126,7 @@ struct guest_open {
 };
 
 static_assert(sizeof(struct guest_head) == GUEST_FRAME_HEAD, "a frame's header");
-static_assert(sizeof(struct guest_hello) == 28, "HELLO and WELCOME");
+static_assert(sizeof(struct guest_hello) == 32, "HELLO and WELCOME");
 static_assert(sizeof(struct guest_open) == 16, "OPEN");
 
 #endif

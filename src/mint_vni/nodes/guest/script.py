@@ -16,11 +16,15 @@ Each step costs a slow guest some hundred microseconds, so there is no more than
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from mint_vni.errors import InternalError
 from mint_vni.nodes.etc import etc_files
 from mint_vni.nodes.guest.initramfs import Initramfs
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from mint_vni.lab.plan import NodePlan
     from mint_vni.nodes.base import NodeContext
 
-__all__ = ["EXEC_PORT", "GuestBoot", "GuestRoot", "Module"]
+__all__ = ["EXEC_PORT", "GuestBoot", "GuestRoot", "Module", "guest_program"]
 
 #: The virtio-serial port with the exec channel, as QEMU's ``virtserialport,name=`` names it.
 EXEC_PORT: Final = "mint.exec"
@@ -36,6 +40,8 @@ EXEC_PORT: Final = "mint.exec"
 #: Where a guest finds mint-guest, its own files apart.
 GUEST_BIN: Final = "/run/mint-guest"
 
+_PROGRAM: Final = "mint-guest"
+_EMPTY: Final = "/mint/empty"
 _SEED_BYTES: Final = 64
 _TX_QUEUE: Final = 1000
 
@@ -48,6 +54,18 @@ _BIND: Final = 0x1000
 _SYSTEM: Final = _NOSUID | _NODEV | _NOEXEC
 
 _POWER_COMMANDS: Final = ("halt", "poweroff", "reboot", "shutdown")
+
+
+def guest_program() -> Path:
+    """Path of the program mint-guest that belongs to this package.
+
+    Raises:
+        InternalError: It is missing.
+    """
+    path = Path(str(resources.files("mint_vni") / "_bin" / _PROGRAM))
+    if not os.access(path, os.X_OK):
+        raise InternalError(f"{path} is missing; install mint-vni again")
+    return path
 
 
 @dataclass(frozen=True)
@@ -126,16 +144,16 @@ class GuestBoot:
             addresses=tuple(a for a in (plan.ipv4, plan.ipv6) if a is not None),
         )
 
-    def initramfs(self, guest: bytes) -> bytes:
+    def initramfs(self) -> bytes:
         """Return the archive to boot from.
 
-        Args:
-            guest: The program mint-guest.
+        Raises:
+            InternalError: mint-guest is missing.
         """
         archive = Initramfs()
         archive.device("/dev/console", 0o600, 5, 1)
         archive.directory("/mint", 0o700)
-        archive.file(f"/mint/bin/{_PROGRAM}", guest, 0o755)
+        archive.file(f"/mint/bin/{_PROGRAM}", guest_program().read_bytes(), 0o755)
         archive.symlink("/init", f"/mint/bin/{_PROGRAM}")
         for directory in ("/lower", "/upper", "/new"):
             archive.directory(directory)
@@ -202,10 +220,6 @@ class GuestBoot:
                 steps.add("write", f"{where}/disable_ipv6", "0")
         steps.add("loopback")
         steps.add("channel", self.channel)
-
-
-_PROGRAM: Final = "mint-guest"
-_EMPTY: Final = "/mint/empty"
 
 
 class _Steps:
