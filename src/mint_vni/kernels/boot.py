@@ -145,13 +145,14 @@ def _run(
         return _result(method, start, b"", f"it could not be started: {error.strerror}")
     try:
         output = _listen(process, start + limit)
+        alive = process.poll() is None
     finally:
         _end(process)
     if match := _TOKEN.search(output):
         found = match.group(1).decode(errors="replace")
         wrong = "" if found == kernel.release else f"it calls itself {found}, not {kernel.release}"
         return _result(method, start, output, wrong)
-    if process.returncode == -signal.SIGKILL:
+    if alive:
         return _result(method, start, output, f"{GAVE_UP} {limit:g} s")
     return _result(
         method, start, output, f"it ended before its init ({_status(process.returncode)})"
