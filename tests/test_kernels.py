@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import pwd
 import struct
 import subprocess
 import sys
@@ -117,8 +118,8 @@ def test_under_sudo_the_callers_kernels_are_found_and_its_home_is_not_written(
     monkeypatch.setenv("HOME", str(tmp_path))  # as sudo -E leaves it
     monkeypatch.setenv("SUDO_UID", "1")
     assert not cache.directory().is_relative_to(tmp_path)
-    daemon = Path("/usr/sbin/.cache/mint-vni/kernels")  # Debian's user 1
-    assert cache.directories() == [cache.directory(), daemon]
+    callers = Path(pwd.getpwuid(1).pw_dir, ".cache", "mint-vni", "kernels")
+    assert cache.directories() == [cache.directory(), callers]
 
 
 def test_only_the_virtiofsd_in_rust_counts(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,21 +125,21 @@ def test_a_cloud_kernel_is_the_one_that_the_metapackage_names(
     archive: DebianArchive, split: bool
 ) -> None:
     release = "6.1.0-9-cloud-amd64"
-    module = {f"lib/modules/{release}/kernel/fuse.ko": b"m"}
-    image = {f"boot/vmlinuz-{release}": b"kernel"}
-    if split:
-        module = {f"usr/lib/modules/{release}/kernel/fuse.ko": b"m"}
-        image = {f"usr/lib/modules/{release}/vmlinuz": b"kernel"}
+    module: dict[str, bytes | Path] = {f"usr/lib/modules/{release}/kernel/fuse.ko": b"m"}
+    image: dict[str, bytes | Path] = {f"usr/lib/modules/{release}/vmlinuz": b"kernel"}
+    if not split:  # as in Debian 12 and 13
+        image = {
+            f"boot/vmlinuz-{release}": b"kernel",
+            f"lib/modules/{release}/kernel/fuse.ko": b"m",
+        }
     names = [f"linux-{part}-{release}" for part in ("image", "modules")]
+    depends = f"kmod, {names[1]} (= 6.1.9-1)" if split else "kmod"
     packages = [
         make_package(archive.pool, "linux-image-cloud-amd64", "6.1.9-1", {}, depends=names[0]),
-        make_package(
-            *(archive.pool, names[0], "6.1.9-1", image if split else {**image, **module}),
-            depends=f"kmod, {names[1]} (= 6.1.9-1)" if split else "kmod",
-        ),
+        make_package(archive.pool, names[0], "6.1.9-1", image, depends=depends),
     ]
     if split:
-        packages.append(make_package(archive.pool, names[1], "6.1.9-1", {**module}))
+        packages.append(make_package(archive.pool, names[1], "6.1.9-1", module))
     archive.publish("trixie", *packages)
     path = put(archive, "qemu").path
     (kernel,) = catalog.installed("qemu")

@@ -57,8 +57,8 @@ def list_(json: JsonOption = False) -> None:
             "version": virtiofsd.version,
             "origin": virtiofsd.origin,
         }
-        described = [_described(kernel) for kernel in kernels]
-        print_json({"version": 1, "kernels": described, "virtiofsd": server})
+        shown = [described(kernel) for kernel in kernels]
+        print_json({"version": 1, "kernels": shown, "virtiofsd": server})
         return
     rows = [_row(kernel) for kernel in kernels]
     if virtiofsd:
@@ -79,7 +79,13 @@ def _known(kernel: Kernel) -> list[Probe]:
     return [probe for probe in probes if probe]
 
 
-def _described(kernel: Kernel, probes: list[Probe] | None = None) -> dict[str, Any]:
+def described(kernel: Kernel, probes: list[Probe] | None = None) -> dict[str, Any]:
+    """A kernel for programs.
+
+    Args:
+        kernel: The kernel.
+        probes: Its probe boots; what is remembered if left out.
+    """
     return {
         "kind": kernel.kind,
         "release": kernel.release,
@@ -236,15 +242,15 @@ def probe(
     from mint_vni.kernels.probe import probe as boot
 
     kinds: list[Kind] = [name.value for name in dict.fromkeys(kind or KindName)]
-    described = []
+    shown = []
     for name in kinds:
         for kernel in installed(name):
             probes = [boot(kernel, method) for method in METHODS[name]]
-            described.append(_described(kernel, probes))
+            shown.append(described(kernel, probes))
             for made in [] if json else probes:
                 _show(kernel, made)
     if json:
-        print_json({"version": 1, "kernels": described})
+        print_json({"version": 1, "kernels": shown})
     for name in kinds:
         find(name)
 
