@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,8 +41,11 @@ class Key:
         self._gpg("--output", str(target), "--clearsign", str(source))
 
     def close(self) -> None:
-        """End the agent that keeps the key."""
+        """End the agent that keeps the key; it takes its sockets along."""
         subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False)
+        until = time.monotonic() + 10
+        while list(self.home.glob("S.*")) and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _gpg(self, *words: str) -> bytes:
         argv = ["gpg", "--homedir", str(self.home), "--batch", "--quiet", "--no-tty", *words]
