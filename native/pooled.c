@@ -60,20 +60,30 @@ static uint32_t buffer_of(const struct mint_lane *lane, uint64_t pos)
     return block < s->blocks && s->extent[block].refs ? block : MINT_STOCK_NONE;
 }
 
-/* Drop the references of the descriptors up to `to`. */
+/* Drop the references of the descriptors up to `to`; neighbours are freed with one stroke. */
 static void give_back(struct mint_lane *lane, uint64_t to)
 {
     struct mint_stock *s = &lane->of->stock;
+    uint32_t from = 0, end = 0, used = 0;
 
     for (uint64_t at = lane->settled; at != to; at += MINT_LINE) {
-        uint32_t block = buffer_of(lane, at), blocks;
+        uint32_t block = buffer_of(lane, at);
 
         if (block == MINT_STOCK_NONE)
             continue;
-        blocks = s->extent[block].blocks;
-        lane->used -= blocks < lane->used ? blocks : lane->used;
-        mint_stock_drop(s, block);
+        used += s->extent[block].blocks;
+        if (--s->extent[block].refs)
+            continue;
+        if (block != end) {
+            if (from != end)
+                mint_stock_return(s, from, end);
+            from = block;
+        }
+        end = block + s->extent[block].blocks;
     }
+    if (from != end)
+        mint_stock_return(s, from, end);
+    lane->used -= used < lane->used ? used : lane->used;
 }
 
 static void settle_at(struct mint_lane *lane, uint64_t at)
@@ -142,121 +152,33 @@ static bool drop_orphans(struct mint_pooled *p)
 
 /* --- room ------------------------------------------------------------------------------------ */
 
-/*
- * Whether the lane may take `need` more blocks. The share is reckoned with what is free once they
- * are taken; `taken`: they are already.
- */
-static bool admits(const struct mint_pooled *p, const struct mint_lane *lane, uint32_t need,
-                   bool taken)
+bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need, bool taken)
 {
-    uint32_t left = taken ? p->stock.free : p->stock.free - need;
+    struct mint_pooled *p = lane->of;
 
-    return mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)) &&
-           (p->alone || (left <= p->stock.free && lane->used + need <= left));
-}
-
-/* The slow path: look again at those who can give room. */
-static bool admits_now(struct mint_pooled *p, struct mint_lane *lane, uint32_t need, bool taken)
-{
     if (!settle(lane) || !mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)))
         return false;
-    if (admits(p, lane, need, taken))
+    if (mint_lane_admits(lane, need, taken))
         return true;
     settle_some(p, p->count);
-    if (!admits(p, lane, need, taken))
+    if (!mint_lane_admits(lane, need, taken))
         drop_orphans(p);
-    return admits(p, lane, need, taken);
+    return mint_lane_admits(lane, need, taken);
 }
 
-static uint32_t take(struct mint_pooled *p, uint32_t need)
+uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need)
 {
     uint32_t block;
 
-    if (__builtin_expect(!mint_stock_at_hand(&p->stock, need), 0))
-        settle_some(p, TURN);
+    settle_some(p, TURN);
     block = mint_stock_take(&p->stock, need);
-    if (__builtin_expect(block == MINT_STOCK_NONE, 0)) {
+    if (block == MINT_STOCK_NONE) {
         settle_some(p, p->count);
         block = mint_stock_take(&p->stock, need);
         if (block == MINT_STOCK_NONE && drop_orphans(p))
             block = mint_stock_take(&p->stock, need);
     }
     return block;
-}
-
-static struct mint_rec *rec_at(const struct mint_pooled *p, uint32_t block)
-{
-    return (struct mint_rec *)(void *)(p->data + (size_t)block * MINT_STOCK_BLOCK);
-}
-
-static uint32_t block_of(const struct mint_pooled *p, const struct mint_rec *rec)
-{
-    return (uint32_t)((size_t)((const uint8_t *)rec - p->data) / MINT_STOCK_BLOCK);
-}
-
-struct mint_rec *mint_pooled_reserve_any(struct mint_pooled *p, uint32_t len)
-{
-    uint32_t block = take(p, MINT_STOCK_BLOCKS_FOR(len));
-
-    if (block == MINT_STOCK_NONE)
-        return NULL;
-    p->in_hand++;
-    return rec_at(p, block);
-}
-
-struct mint_rec *mint_pooled_reserve(struct mint_pooled *p, uint32_t q, uint32_t len)
-{
-    uint32_t need = MINT_STOCK_BLOCKS_FOR(len);
-    struct mint_lane *lane = &p->lanes[q];
-
-    if (__builtin_expect(!admits(p, lane, need, false), 0) && !admits_now(p, lane, need, false))
-        return NULL;
-    return mint_pooled_reserve_any(p, len);
-}
-
-/* Stage a descriptor; a reference to its buffer goes with it. */
-static void stage(struct mint_pooled *p, struct mint_lane *lane, uint32_t block, uint32_t len)
-{
-    store_relaxed(&lane->desc[lane->tx->off / MINT_LINE], MINT_DESC(block, len));
-    mint_ring_stage(lane->tx, MINT_LINE);
-    lane->used += p->stock.extent[block].blocks;
-}
-
-void mint_pooled_commit(struct mint_pooled *p, uint32_t q, struct mint_rec *rec, uint32_t len)
-{
-    uint32_t block = block_of(p, rec);
-
-    mint_stock_trim(&p->stock, block, MINT_STOCK_BLOCKS_FOR(len));
-    stage(p, &p->lanes[q], block, len);
-    p->in_hand--;
-}
-
-void mint_pooled_trim(struct mint_pooled *p, struct mint_rec *rec, uint32_t len)
-{
-    mint_stock_trim(&p->stock, block_of(p, rec), MINT_STOCK_BLOCKS_FOR(len));
-}
-
-bool mint_pooled_refer(struct mint_pooled *p, uint32_t q, struct mint_rec *rec, uint32_t len)
-{
-    struct mint_lane *lane = &p->lanes[q];
-    uint32_t block = block_of(p, rec), need = p->stock.extent[block].blocks;
-
-    if (__builtin_expect(!admits(p, lane, need, true), 0) && !admits_now(p, lane, need, true))
-        return false;
-    mint_stock_hold(&p->stock, block);
-    stage(p, lane, block, len);
-    return true;
-}
-
-void mint_pooled_cancel(struct mint_pooled *p, struct mint_rec *rec)
-{
-    mint_stock_drop(&p->stock, block_of(p, rec));
-    p->in_hand--;
-}
-
-bool mint_pooled_idle(const struct mint_pooled *p, uint32_t q)
-{
-    return p->lanes[q].settled == p->lanes[q].tx->head;
 }
 
 static uint64_t progress_of(const struct mint_slot *peer)

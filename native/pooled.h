@@ -13,6 +13,9 @@
 #include "stock.h"
 #include <stdbool.h>
 
+#define DESCS_A_LINE 8u
+#define AHEAD 3u
+
 /* struct mint_lane - the sending end of one channel; private to its process. */
 struct mint_lane {
     struct mint_ring_tx *tx; /* NULL: the peer is not there */
@@ -60,28 +63,118 @@ void mint_pooled_tx_open(struct mint_pooled *p, uint32_t q, struct mint_ring_tx 
 /* Close it; see mint_ring_tx_close(). */
 void mint_pooled_tx_close(struct mint_pooled *p, uint32_t q, bool gone);
 
+/* The slow paths of the inline functions below: they look again at those who can give room. */
+bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need, bool taken);
+uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need);
+
 /*
- * mint_pooled_reserve() - a buffer for one record with a frame of up to `len` bytes for port `q`.
- * Return: NULL when the ring is full, the pool or q's share of it is used up, or q is down.
- * mint_pooled_reserve_any() - the same for receivers yet unknown: the pool must have room.
+ * mint_lane_admits() - whether the lane may take `need` more blocks, as far as was seen. Its share
+ * is reckoned with what is free once they are taken; `taken`: they are already.
  */
-struct mint_rec *mint_pooled_reserve(struct mint_pooled *p, uint32_t q, uint32_t len);
-struct mint_rec *mint_pooled_reserve_any(struct mint_pooled *p, uint32_t len);
+static inline bool mint_lane_admits(const struct mint_lane *lane, uint32_t need, bool taken)
+{
+    const struct mint_pooled *p = lane->of;
+    uint32_t left = taken ? p->stock.free : p->stock.free - need;
+
+    return mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)) &&
+           (p->alone || (left <= p->stock.free && lane->used + need <= left));
+}
+
+static inline bool mint_lane_may(struct mint_lane *lane, uint32_t need, bool taken)
+{
+    return __builtin_expect(mint_lane_admits(lane, need, taken), 1) ||
+           mint_lane_admits_now(lane, need, taken);
+}
+
+/*
+ * mint_pooled_reserve_any() - a buffer for one record with a frame of up to `len` bytes, for
+ * receivers yet unknown. Return: NULL: the pool has no room.
+ */
+static inline struct mint_rec *mint_pooled_reserve_any(struct mint_pooled *p, uint32_t len)
+{
+    uint32_t need = MINT_STOCK_BLOCKS_FOR(len);
+    uint32_t block = __builtin_expect(mint_stock_at_hand(&p->stock, need), 1)
+                         ? mint_stock_take(&p->stock, need)
+                         : mint_pooled_take_slow(p, need);
+
+    if (__builtin_expect(block == MINT_STOCK_NONE, 0))
+        return NULL;
+    p->in_hand++;
+    return (struct mint_rec *)(void *)(p->data + (size_t)block * MINT_STOCK_BLOCK);
+}
+
+/*
+ * mint_pooled_reserve() - the same for port `q`. Return: NULL when its ring is full, the pool or
+ * its share of it is used up, or it is down.
+ */
+static inline struct mint_rec *mint_pooled_reserve(struct mint_pooled *p, uint32_t q, uint32_t len)
+{
+    return mint_lane_may(&p->lanes[q], MINT_STOCK_BLOCKS_FOR(len), false)
+               ? mint_pooled_reserve_any(p, len)
+               : NULL;
+}
+
+static inline uint32_t mint_pooled_block(const struct mint_pooled *p, const struct mint_rec *rec)
+{
+    return (uint32_t)((size_t)((const uint8_t *)rec - p->data) / MINT_STOCK_BLOCK);
+}
+
+/* Stage a descriptor; a reference to its buffer goes with it. */
+static inline void mint_lane_stage(struct mint_lane *lane, uint32_t block, uint32_t len)
+{
+    uint32_t at = lane->tx->off / MINT_LINE;
+
+    store_relaxed(&lane->desc[at], MINT_DESC(block, len));
+    if (at % DESCS_A_LINE == 0) /* the next line was the receiver's last: have it here in time */
+        __builtin_prefetch(&lane->desc[(at + DESCS_A_LINE) % MINT_LANE_DESCS], 1);
+    mint_ring_stage(lane->tx, MINT_LINE);
+    lane->used += lane->of->stock.extent[block].blocks;
+}
 
 /* Stage a record that was reserved for q, now holding `len` bytes of frame. */
-void mint_pooled_commit(struct mint_pooled *p, uint32_t q, struct mint_rec *rec, uint32_t len);
+static inline void mint_pooled_commit(struct mint_pooled *p, uint32_t q, const struct mint_rec *rec,
+                                      uint32_t len)
+{
+    uint32_t block = mint_pooled_block(p, rec);
+
+    mint_stock_trim(&p->stock, block, MINT_STOCK_BLOCKS_FOR(len));
+    mint_lane_stage(&p->lanes[q], block, len);
+    p->in_hand--;
+}
 
 /*
  * By reference: trim a record to what it holds, refer any number of receivers to it, and let go.
  * mint_pooled_refer() stages it for q. Return: false: no room there, as for reserve.
  * mint_pooled_cancel() gives the caller's own reference back: sent or not.
  */
-void mint_pooled_trim(struct mint_pooled *p, struct mint_rec *rec, uint32_t len);
-bool mint_pooled_refer(struct mint_pooled *p, uint32_t q, struct mint_rec *rec, uint32_t len);
-void mint_pooled_cancel(struct mint_pooled *p, struct mint_rec *rec);
+static inline void mint_pooled_trim(struct mint_pooled *p, const struct mint_rec *rec, uint32_t len)
+{
+    mint_stock_trim(&p->stock, mint_pooled_block(p, rec), MINT_STOCK_BLOCKS_FOR(len));
+}
+
+static inline bool mint_pooled_refer(struct mint_pooled *p, uint32_t q, const struct mint_rec *rec,
+                                     uint32_t len)
+{
+    uint32_t block = mint_pooled_block(p, rec);
+
+    if (!mint_lane_may(&p->lanes[q], p->stock.extent[block].blocks, true))
+        return false;
+    mint_stock_hold(&p->stock, block);
+    mint_lane_stage(&p->lanes[q], block, len);
+    return true;
+}
+
+static inline void mint_pooled_cancel(struct mint_pooled *p, const struct mint_rec *rec)
+{
+    mint_stock_drop(&p->stock, mint_pooled_block(p, rec));
+    p->in_hand--;
+}
 
 /* Whether nothing waits for q: if it finds no room then it is for others to give it. */
-bool mint_pooled_idle(const struct mint_pooled *p, uint32_t q);
+static inline bool mint_pooled_idle(const struct mint_pooled *p, uint32_t q)
+{
+    return p->lanes[q].settled == p->lanes[q].tx->head;
+}
 
 /* A number that changes whenever q gives room; while q is idle, whenever anybody does. */
 uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q);
@@ -102,6 +195,31 @@ struct mint_lane_rx {
 int mint_lane_rx_map(struct mint_lane_rx *l, int fd, uint32_t self, uint32_t slots,
                      uint32_t capacity);
 void mint_lane_rx_unmap(struct mint_lane_rx *l);
+
+/*
+ * Have what comes next on its way while this record is read: a buffer's place is known only from
+ * its descriptor, which the processor cannot guess as it guesses the next line of a ring. What is
+ * looked at here decides nothing.
+ */
+static inline void mint_lane_look_ahead(const struct mint_lane_rx *l, const struct mint_ring_rx *r)
+{
+    uint64_t ready = r->head - r->next;
+
+    if (ready >= AHEAD * MINT_LINE) {
+        uint32_t at = (r->off / MINT_LINE + AHEAD - 1) % MINT_LANE_DESCS;
+        uint32_t block = MINT_DESC_BLOCK(load_relaxed(&l->desc[at]));
+
+        if (block < l->blocks) {
+            const uint8_t *rec = l->data + (size_t)block * MINT_STOCK_BLOCK;
+
+            __builtin_prefetch(rec);
+            __builtin_prefetch(rec + MINT_LINE);
+        }
+    }
+    if (r->off % (DESCS_A_LINE * MINT_LINE) == 0 && ready > DESCS_A_LINE * MINT_LINE)
+        __builtin_prefetch((const void *)(uintptr_t)&l
+                               ->desc[(r->off / MINT_LINE + DESCS_A_LINE) % MINT_LANE_DESCS]);
+}
 
 /*
  * mint_lane_next() - the oldest unread record of a channel.
@@ -126,6 +244,7 @@ static inline const struct mint_rec *mint_lane_next(const struct mint_lane_rx *l
         return NULL;
     }
     mint_ring_step(r, MINT_LINE);
+    mint_lane_look_ahead(l, r);
     *len = n;
     return (const struct mint_rec *)(const void *)(l->data + (size_t)block * MINT_STOCK_BLOCK);
 }

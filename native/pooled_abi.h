@@ -10,7 +10,7 @@
  *   +------------------------------+ MINT_STOCK_RINGS_AT(slots)
  *   | struct mint_lane_ring [slots]| 4096 B each: the descriptors of p -> 0, p -> 1, ...
  *   +------------------------------+ MINT_STOCK_DATA_AT(slots)
- *   | 256 B [blocks]               | the buffers: records, each at the start of a block
+ *   | 128 B [blocks]               | the buffers: records, each at the start of a block
  *   +------------------------------+ MINT_STOCK_DATA_AT(slots) + capacity
  *
  * The channel p -> q is a ring of descriptors. Its positions, states, generations and rules are
@@ -25,14 +25,14 @@
 
 #define MINT_LANE_DESCS 512u                        /* descriptors of a channel */
 #define MINT_LANE_CAP (MINT_LANE_DESCS * MINT_LINE) /* its capacity, in the unit of positions */
-#define MINT_STOCK_BLOCK 256u                       /* bytes of a block */
+#define MINT_STOCK_BLOCK 128u                       /* bytes of a block */
 #define MINT_STOCK_PAGE 4096u
 
-/* Blocks that a record with a frame of `len` bytes takes; those of the largest: 257. */
+/* Blocks that a record with a frame of `len` bytes takes; those of the largest: 513. */
 #define MINT_STOCK_BLOCKS_FOR(len) \
     ((MINT_REC_BYTES(len) + (MINT_STOCK_BLOCK - 1u)) / MINT_STOCK_BLOCK)
 #define MINT_STOCK_REC_BLOCKS MINT_STOCK_BLOCKS_FOR(MINT_FRAME_MAX)
-_Static_assert(MINT_STOCK_REC_BLOCKS == 257u, "blocks of the largest record");
+_Static_assert(MINT_STOCK_REC_BLOCKS == 513u, "blocks of the largest record");
 _Static_assert(2u * MINT_STOCK_REC_BLOCKS * MINT_STOCK_BLOCK <=
                    ((MINT_CAP_MIN + MINT_STOCK_PAGE - 1u) & ~(MINT_STOCK_PAGE - 1u)),
                "the smallest stock holds two of the largest records");

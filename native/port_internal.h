@@ -123,12 +123,22 @@ static inline bool peer_pending(const struct mint_port *port, const struct mint_
 
 void mint_port_unmask(struct mint_port *port, struct mint_peer *peer);
 
-/* port_tx.c, for port_pooled.c: whether the peer is not to be sent to now, for it has stalled; the
- * end of waiting for room; why there was none; one more frame is staged for it. */
+/* One more frame is staged for the peer. */
+static inline void mint_port_staged(struct mint_port *port, struct mint_peer *peer, uint32_t len)
+{
+    peer->tx_frames++;
+    peer->tx_bytes += len;
+    if (!peer->tx_dirty) {
+        peer->tx_dirty = true;
+        port->tx_dirty[port->tx_dirty_count++] = peer;
+    }
+}
+
+/* port_tx.c, for port_pooled.c too: whether a peer that stalled is still not to be sent to; the
+ * end of waiting for room; why there was none: a drop, which is counted, or MINT_FULL. */
 bool mint_port_stalled(struct mint_port *port, struct mint_peer *peer);
 void mint_port_found_room(struct mint_port *port, struct mint_peer *peer);
 enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer, bool may_wait);
-void mint_port_staged(struct mint_port *port, struct mint_peer *peer, uint32_t len);
 
 /* port_pooled.c: send to several, `dst` from mint_port_lookup(): copied once, whoever gets it. */
 enum mint_sent mint_port_send_once(struct mint_port *port, const struct mint_vnet *vnet,

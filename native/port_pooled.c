@@ -12,7 +12,7 @@
 static enum mint_sent refer(struct mint_port *port, struct mint_peer *peer, struct mint_rec *rec,
                             uint32_t len, bool may_wait)
 {
-    if (unlikely(mint_port_stalled(port, peer)) ||
+    if ((unlikely(peer->stalled) && mint_port_stalled(port, peer)) ||
         unlikely(!mint_pooled_refer(port->pooled, peer->index, rec, len)))
         return mint_port_no_room(port, peer, may_wait);
     if (unlikely(peer->wait_since))

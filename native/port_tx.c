@@ -12,16 +12,6 @@
  */
 #include "port_internal.h"
 
-void mint_port_staged(struct mint_port *port, struct mint_peer *peer, uint32_t len)
-{
-    peer->tx_frames++;
-    peer->tx_bytes += len;
-    if (!peer->tx_dirty) {
-        peer->tx_dirty = true;
-        port->tx_dirty[port->tx_dirty_count++] = peer;
-    }
-}
-
 /*
  * Say in our slots whether we wait for room: odd when we do, and each odd value but once. Where
  * others may have to give the room, all are asked.
@@ -56,8 +46,6 @@ static void end_stall(struct mint_peer *peer)
 
 bool mint_port_stalled(struct mint_port *port, struct mint_peer *peer)
 {
-    if (likely(!peer->stalled))
-        return false;
     if (peer_progress(port, peer) == peer->wait_mark)
         /* A peer that has nothing to give back is not to blame: a shorter frame may find room. */
         return !(port->pooled && room_is_others(port, peer));
@@ -79,7 +67,7 @@ static struct mint_rec *reserve(struct mint_port *port, struct mint_peer *peer, 
 {
     struct mint_rec *rec;
 
-    if (unlikely(mint_port_stalled(port, peer)))
+    if (unlikely(peer->stalled) && mint_port_stalled(port, peer))
         return NULL;
     if (port->pooled)
         rec = mint_pooled_reserve(port->pooled, peer->index, len);

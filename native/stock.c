@@ -116,29 +116,11 @@ bool mint_stock_refill(struct mint_stock *s, uint32_t need)
     return false;
 }
 
-void mint_stock_return(struct mint_stock *s, uint32_t block)
+void mint_stock_return(struct mint_stock *s, uint32_t from, uint32_t to)
 {
-    uint32_t blocks = s->extent[block].blocks;
-
-    release(s, block, block + blocks);
-    s->free += blocks;
+    release(s, from, to);
+    s->free += to - from;
     s->failed = UINT32_MAX;
-}
-
-void mint_stock_trim(struct mint_stock *s, uint32_t block, uint32_t need)
-{
-    uint32_t had = s->extent[block].blocks;
-
-    if (had == need)
-        return;
-    if (s->run == block + had) {
-        s->run = block + need; /* it was the last to be cut off */
-    } else {
-        release(s, block + need, block + had);
-        s->failed = UINT32_MAX;
-    }
-    s->free += had - need;
-    s->extent[block].blocks = (uint16_t)need;
 }
 
 bool mint_stock_claim(struct mint_stock *s, uint32_t block, uint32_t need)

@@ -34,8 +34,8 @@ void mint_stock_free(struct mint_stock *s);
 
 /* The slow path of mint_stock_take(): another run of at least `need` blocks. */
 bool mint_stock_refill(struct mint_stock *s, uint32_t need);
-/* The last reference to a buffer is gone. */
-void mint_stock_return(struct mint_stock *s, uint32_t block);
+/* Blocks [from, to), whose buffers nobody refers to any more, are free. */
+void mint_stock_return(struct mint_stock *s, uint32_t from, uint32_t to);
 
 /* Whether mint_stock_take() needs no search. */
 static inline bool mint_stock_at_hand(const struct mint_stock *s, uint32_t need)
@@ -62,7 +62,20 @@ static inline uint32_t mint_stock_take(struct mint_stock *s, uint32_t need)
 }
 
 /* Give back what a buffer has beyond `need` blocks. */
-void mint_stock_trim(struct mint_stock *s, uint32_t block, uint32_t need);
+static inline void mint_stock_trim(struct mint_stock *s, uint32_t block, uint32_t need)
+{
+    uint32_t had = s->extent[block].blocks;
+
+    if (had == need)
+        return;
+    s->extent[block].blocks = (uint16_t)need;
+    if (s->run == block + had) { /* it was the last to be cut off */
+        s->run = block + need;
+        s->free += had - need;
+    } else {
+        mint_stock_return(s, block + need, block + had);
+    }
+}
 
 /* One more reference, one less. */
 static inline void mint_stock_hold(struct mint_stock *s, uint32_t block)
@@ -73,7 +86,7 @@ static inline void mint_stock_hold(struct mint_stock *s, uint32_t block)
 static inline void mint_stock_drop(struct mint_stock *s, uint32_t block)
 {
     if (--s->extent[block].refs == 0)
-        mint_stock_return(s, block);
+        mint_stock_return(s, block, block + s->extent[block].blocks);
 }
 
 /*
