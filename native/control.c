@@ -152,17 +152,24 @@ static int on_tap(struct mint_worker *w, const struct mint_msg *m, const int *fd
     return err;
 }
 
+static int on_vhost(struct mint_worker *w, const int *fds, int n)
+{
+    if (!w->port || n != 1)
+        return -EINVAL;
+    return mint_vhost_attach(w, fds[0]);
+}
+
 static int on_add_peer(struct mint_worker *w, const struct mint_msg *m, const int *fds, int n)
 {
     struct mint_peer_config c = m->u.peer;
-    bool shared = w->open.port.layout == MINT_LAYOUT_SHARED;
+    static const int wanted[] = {4, 2, 3}; /* by layout */
     int err;
 
-    if (!w->port || n != (shared ? 2 : 4))
+    if (!w->port || n != wanted[w->open.port.layout])
         return -EINVAL;
     c.ctl_fd = fds[0];
-    c.tx_fd = shared ? -1 : fds[1];
-    c.rx_fd = shared ? -1 : fds[2];
+    c.tx_fd = n == 4 ? fds[1] : -1;
+    c.rx_fd = n > 2 ? fds[n - 2] : -1;
     c.bell_fd = fds[n - 1];
     err = mint_port_add_peer(w->port, &c);
     if (err)
@@ -181,9 +188,9 @@ static int on_drop_peer(struct mint_worker *w, const struct mint_msg *m)
 
     if (!w->port)
         return -EINVAL;
-    if (w->tap.held && w->tap.held_peer == i) {
+    if (w->hold.on && w->hold.peer == i) {
         mint_port_give_up(w->port, i);
-        w->tap.held = false;
+        w->hold.on = false;
     }
     err = mint_port_drop_peer(w->port, i);
     if (err)
@@ -240,6 +247,8 @@ static int handle(struct mint_worker *w, const struct mint_msg *m, const int *fd
         return on_open(w, m, fds, n);
     case MINT_MSG_TAP:
         return on_tap(w, m, fds, n);
+    case MINT_MSG_VHOST:
+        return on_vhost(w, fds, n);
     case MINT_MSG_ADD_PEER:
         return on_add_peer(w, m, fds, n);
     case MINT_MSG_DROP_PEER:

@@ -52,6 +52,10 @@ static const char *const port_names[MINT_PORT_COUNTERS] = {
     [MINT_PORT_LEARNED] = "learned",
     [MINT_PORT_RESTARTS] = "restarts",
     [MINT_PORT_DROP_DEVICE] = "drop_device",
+    [MINT_PORT_DROP_BAD] = "drop_bad",
+    [MINT_PORT_CALLS] = "calls",
+    [MINT_PORT_RING_EMPTY] = "ring_empty",
+    [MINT_PORT_RING_ERRORS] = "ring_errors",
 };
 
 #define NAME(table, i) ((i) < sizeof(table) / sizeof((table)[0]) ? (table)[i] : NULL)

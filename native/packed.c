@@ -29,9 +29,8 @@ static void copy_out(uint8_t *to, const struct mint_view *v)
     memcpy(to + sizeof(v->head), v->frame + sizeof(v->head), v->len - sizeof(v->head));
 }
 
-/* One received frame into out. Return: bytes, 0 when it was dropped or is now being cut. */
-static uint32_t plain_take(struct mint_plain *plain, struct mint_port *port,
-                           const struct mint_view *v, uint8_t *out, uint32_t size)
+uint32_t mint_plain_take(struct mint_plain *plain, struct mint_port *port,
+                         const struct mint_view *v, uint8_t *out, uint32_t size)
 {
     if (v->vnet.gso_type != MINT_GSO_NONE) {
         copy_out(plain->frame, v);
@@ -54,25 +53,35 @@ static uint32_t plain_take(struct mint_plain *plain, struct mint_port *port,
     return v->len;
 }
 
+uint32_t mint_plain_cut(struct mint_plain *plain, struct mint_port *port, uint8_t *out,
+                        uint32_t size)
+{
+    uint32_t n;
+
+    if (!plain->cutting)
+        return 0;
+    n = mint_seg_next(&plain->seg, out, size);
+    if (n)
+        return n;
+    if (plain->seg.next < plain->seg.len) /* a segment that out cannot hold */
+        bump_port(port, MINT_PORT_DROP_LONG, 1);
+    plain->cutting = false;
+    return 0;
+}
+
 uint32_t mint_plain_recv(struct mint_plain *plain, struct mint_port *port, uint8_t *out,
                          uint32_t size)
 {
     struct mint_view v;
 
     for (;;) {
-        uint32_t n;
+        uint32_t n = mint_plain_cut(plain, port, out, size);
 
-        if (plain->cutting) {
-            n = mint_seg_next(&plain->seg, out, size);
-            if (n)
-                return n;
-            if (plain->seg.next < plain->seg.len) /* a segment that out cannot hold */
-                bump_port(port, MINT_PORT_DROP_LONG, 1);
-            plain->cutting = false;
-        }
+        if (n)
+            return n;
         if (!mint_port_recv(port, &v))
             return 0;
-        n = plain_take(plain, port, &v, out, size);
+        n = mint_plain_take(plain, port, &v, out, size);
         mint_port_release(port, &v);
         if (n)
             return n;

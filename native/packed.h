@@ -31,6 +31,17 @@ uint32_t mint_plain_recv(struct mint_plain *plain, struct mint_port *port, uint8
                          uint32_t size);
 
 /*
+ * The same one frame at a time, for a receiver that takes some frames as they are.
+ * mint_plain_take(): one received view, copied to out. Return: its bytes; 0: it was dropped, or is
+ * to be had by mint_plain_cut(). The view can be released then.
+ * mint_plain_cut(): the next segment of the frame that is being cut. Return: its bytes; 0: none.
+ */
+uint32_t mint_plain_take(struct mint_plain *plain, struct mint_port *port,
+                         const struct mint_view *v, uint8_t *out, uint32_t size);
+uint32_t mint_plain_cut(struct mint_plain *plain, struct mint_port *port, uint8_t *out,
+                        uint32_t size);
+
+/*
  * mint_port_recv_packed() - receive up to `max` plain frames, waiting for the first.
  * @out:  buffer of `size` bytes; no more frames are taken when less than MINT_FRAME_MAX is left
  * @lens: receives their lengths

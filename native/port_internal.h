@@ -4,12 +4,13 @@
 #define MINT_PORT_INTERNAL_H
 
 #include "bell.h"
+#include "clock.h"
 #include "macs.h"
 #include "pool.h"
+#include "pooled.h"
 #include "port.h"
 #include "ring.h"
 #include <string.h>
-#include <time.h>
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -25,8 +26,9 @@ struct mint_peer {
     size_t ctl_bytes;
     int bell;
 
-    struct mint_ring_tx tx; /* layout per-channel */
+    struct mint_ring_tx tx; /* layouts per-channel and pooled */
     struct mint_ring_rx rx;
+    struct mint_lane_rx lane;      /* layout pooled */
     bool tx_dirty, rx_dirty;       /* listed in port->tx_dirty, port->rx_dirty */
     uint32_t tx_frames, rx_frames; /* not yet added to the counters */
     uint64_t tx_bytes, rx_bytes;
@@ -51,6 +53,7 @@ struct mint_port {
     struct mint_slot *slots; /* our own */
     size_t ctl_bytes;
     struct mint_pool_end *pool; /* layout shared, else NULL */
+    struct mint_pooled *pooled; /* layout pooled, else NULL */
     int epfd;
     int control_fd; /* the first that is watched as MINT_EV_CONTROL; -1: none */
 
@@ -64,13 +67,15 @@ struct mint_port {
     uint32_t in_done; /* frames settled since the last flush */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
-    bool asked;        /* no bell has rung since it was asked for room: its ring is still to come */
-    uint32_t wake;     /* our wake word */
-    bool shares_core;  /* with those whose frames are waited for */
-    uint64_t activity; /* frames seen in either direction */
-    uint64_t spun_at;  /* activity when the last spin began */
-    uint64_t spin_ns;  /* how long to spin before sleeping now, 0 .. poll_us */
-    uint64_t cached_key; /* the last look-up */
+    bool asked;       /* no bell has rung since it was asked for room: its ring is still to come */
+    uint32_t wake;    /* our wake word */
+    bool shares_core; /* with those whose frames are waited for */
+    bool blocked;     /* the device takes no frames */
+    const struct mint_waiter *waiter; /* the device, if it is one to be looked at; or NULL */
+    uint64_t activity;                /* frames seen in either direction */
+    uint64_t spun_at;                 /* activity when the last spin began */
+    uint64_t spin_ns;                 /* how long to spin before sleeping now, 0 .. poll_us */
+    uint64_t cached_key;              /* the last look-up */
     int cached_dst;
     struct mint_macs macs;
 };
@@ -83,14 +88,6 @@ static inline void bump(mint_a64 *counter, uint64_t by)
 static inline void bump_port(struct mint_port *port, enum mint_port_counter c, uint64_t by)
 {
     bump(&port->ctl->counter[c], by);
-}
-
-static inline uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
 /* Whether a frame sent to the peer now could ever arrive. */
@@ -106,8 +103,16 @@ static inline uint64_t peer_progress(const struct mint_port *port, const struct 
 {
     if (port->pool)
         return mint_pool_progress(port->pool, peer->index);
+    if (port->pooled)
+        return mint_pooled_progress(port->pooled, peer->index);
     return load_acquire(&peer->slot->tail) ^
            ((uint64_t)MINT_END_GEN(load_acquire(&peer->slot->rx_end)) << 40);
+}
+
+/* Whether others than the peer may have to give the room that a frame for it waits for. */
+static inline bool room_is_others(const struct mint_port *port, const struct mint_peer *peer)
+{
+    return port->pool || (port->pooled && mint_pooled_idle(port->pooled, peer->index));
 }
 
 /* Whether mint_port_recv() would find something to do for this peer. */
@@ -117,6 +122,27 @@ static inline bool peer_pending(const struct mint_port *port, const struct mint_
 }
 
 void mint_port_unmask(struct mint_port *port, struct mint_peer *peer);
+
+/* One more frame is staged for the peer. */
+static inline void mint_port_staged(struct mint_port *port, struct mint_peer *peer, uint32_t len)
+{
+    peer->tx_frames++;
+    peer->tx_bytes += len;
+    if (!peer->tx_dirty) {
+        peer->tx_dirty = true;
+        port->tx_dirty[port->tx_dirty_count++] = peer;
+    }
+}
+
+/* port_tx.c, for port_pooled.c too: whether a peer that stalled is still not to be sent to; the
+ * end of waiting for room; why there was none: a drop, which is counted, or MINT_FULL. */
+bool mint_port_stalled(struct mint_port *port, struct mint_peer *peer);
+void mint_port_found_room(struct mint_port *port, struct mint_peer *peer);
+enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer, bool may_wait);
+
+/* port_pooled.c: send to several, `dst` from mint_port_lookup(): copied once, whoever gets it. */
+enum mint_sent mint_port_send_once(struct mint_port *port, const struct mint_vnet *vnet,
+                                   const uint8_t *frame, uint32_t len, int dst, uint32_t *full);
 
 /* Move what the rings counted themselves into the shared counters. */
 void mint_port_settle_tx(struct mint_peer *peer);

@@ -33,9 +33,9 @@
 #define SOMEBODY_RAN_NS 2000u         /* a yield that takes longer gave the core to somebody */
 #define SPIN_LEAST_NS 2000u           /* shortest spin worth its while */
 
-int mint_port_watch(struct mint_port *port, int fd, uint32_t event)
+static int watch(struct mint_port *port, int fd, uint32_t event, uint32_t how)
 {
-    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = WATCH_TAG | event};
+    struct epoll_event ev = {.events = EPOLLIN | how, .data.u64 = WATCH_TAG | event};
 
     if (epoll_ctl(port->epfd, EPOLL_CTL_ADD, fd, &ev) < 0)
         return -errno;
@@ -43,6 +43,26 @@ int mint_port_watch(struct mint_port *port, int fd, uint32_t event)
         port->control_fd = fd;
     port->watched++;
     return 0;
+}
+
+int mint_port_watch(struct mint_port *port, int fd, uint32_t event)
+{
+    return watch(port, fd, event, 0);
+}
+
+int mint_port_watch_edge(struct mint_port *port, int fd, uint32_t event)
+{
+    return watch(port, fd, event, EPOLLET);
+}
+
+void mint_port_set_waiter(struct mint_port *port, const struct mint_waiter *waiter)
+{
+    port->waiter = waiter;
+}
+
+void mint_port_block(struct mint_port *port, bool blocked)
+{
+    port->blocked = blocked;
 }
 
 int mint_port_unwatch(struct mint_port *port, int fd)
@@ -67,6 +87,10 @@ static bool pending(const struct mint_port *port)
 
     if (w && (peer_progress(port, w) != w->wait_mark || !peer_up(port, w)))
         return true;
+    if (port->waiter && port->waiter->pending(port->waiter->context))
+        return true;
+    if (port->blocked)
+        return false;
     if (port->pool)
         return mint_pool_pending(port->pool);
     for (uint32_t i = 0; i < port->count; i++)
@@ -94,10 +118,10 @@ void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
     epoll_ctl(port->epfd, EPOLL_CTL_ADD, peer->bell, &ev);
 }
 
-/* Whether a ring may be about the room that is waited for; in a pool anybody may have given it. */
+/* Whether a ring may be about the room that is waited for. */
 static bool room_may_be(const struct mint_port *port, const struct mint_peer *waiting)
 {
-    return port->pool || peer_progress(port, waiting) != waiting->wait_mark;
+    return room_is_others(port, waiting) || peer_progress(port, waiting) != waiting->wait_mark;
 }
 
 /* A doorbell rang: take the ring, and judge whether it was worth it. */
@@ -302,6 +326,23 @@ static void count_wake(struct mint_port *port, int events)
         bump_port(port, MINT_PORT_WAKES_BELL, 1);
 }
 
+/* Senders need not ring for frames that would not be taken. */
+static void announce_sleep(struct mint_port *port)
+{
+    if (port->waiter)
+        port->waiter->arm(port->waiter->context);
+    if (!port->blocked)
+        mint_port_arm(port);
+}
+
+static void announce_awake(struct mint_port *port)
+{
+    if (!port->blocked)
+        mint_port_disarm(port);
+    if (port->waiter)
+        port->waiter->disarm(port->waiter->context);
+}
+
 /* Announce the sleep, look once more, sleep. */
 static int sleep_until(struct mint_port *port, int64_t timeout_ns)
 {
@@ -309,13 +350,13 @@ static int sleep_until(struct mint_port *port, int64_t timeout_ns)
 
     if (port->pool)
         mint_pool_publish(port->pool); /* gives back what was taken ahead: others may need it */
-    mint_port_arm(port);
+    announce_sleep(port);
     if (pending(port)) {
-        mint_port_disarm(port);
+        announce_awake(port);
         return (int)MINT_EV_BELL;
     }
     events = kernel_wait(port, timeout_ns);
-    mint_port_disarm(port);
+    announce_awake(port);
     count_wake(port, events);
     return events;
 }
@@ -374,7 +415,7 @@ int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout
 
     if (port->masked)
         unmask_due(port);
-    if (!port->pool)
+    if (!room_is_others(port, port->peers[index]))
         return wait_bell(port, port->peers[index], timeout_ns);
     if (timeout_ns > (port->masked ? MASK_NS : INT64_MAX))
         timeout_ns = port->masked ? MASK_NS : INT64_MAX;

@@ -4,55 +4,26 @@
  *
  * In. One readv() takes one frame with its vnet header. With a single possible receiver it is read
  * straight into the channel; with more, the receiver is known only after reading, and a frame for
- * c must never have been readable by b, so it is read into private memory and copied.
+ * c must never have been readable by b, so it is read into private memory and copied. In layout
+ * pooled it is read into the port's own pool and sent from there, whoever is to get it.
  *
  * Out. One writev() hands one frame over: the headers that were checked from a private copy, the
  * rest straight from the channel. A device without offloads gets plain frames instead.
  *
- * Back-pressure. A frame that finds its channel full is held, and the TAP is not read meanwhile:
- * its queue fills and the node's own stack feels it. That is right as long as nobody else's
- * traffic waits behind it. When frames for other receivers were seen lately, holding is paid from
- * a budget (a tenth of the time); with the budget spent the frame is dropped and counted.
+ * Back-pressure: see hold.h.
  */
+#include "clock.h"
 #include "worker.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define IN_BATCH 64u
 #define IN_FLUSH_BYTES (32u * 1024u)     /* publish at least this often within a batch */
 #define OUT_BATCH 32u                    /* well below what a socket's receive buffer holds */
 #define OUT_RECYCLE_BYTES (128u * 1024u) /* give room back at least this often within a batch */
-#define BUDGET_MAX (5ull * 1000000ull)
-#define OTHERS_NS (20ull * 1000000ull)
 #define DOWN_NS (50ull * 1000000ull)
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
-int mint_tap_attach(struct mint_worker *w, int fd, bool offload)
-{
-    struct mint_tap *t = &w->tap;
-
-    if (!offload && !t->plain) {
-        t->plain = mint_plain_new();
-        if (!t->plain)
-            return -ENOMEM;
-    }
-    if (t->fd >= 0 && t->watched)
-        mint_port_unwatch(w->port, t->fd);
-    t->watched = false;
-    t->fd = fd;
-    t->offload = offload;
-    return 0;
-}
 
 static void set_watched(struct mint_worker *w, bool on)
 {
@@ -85,24 +56,22 @@ static ssize_t read_frame(struct mint_worker *w, struct mint_vnet *vnet, uint8_t
     return -1;
 }
 
-/* Send what staging holds. Return: whether it is settled; otherwise it is held. */
-static bool send_staged(struct mint_worker *w, uint32_t len)
+/* Send what `rec`, or else staging, holds. Return: whether it is settled; otherwise it is held. */
+static bool send_read(struct mint_worker *w, struct mint_rec *rec, uint32_t len)
 {
     struct mint_tap *t = &w->tap;
     uint32_t peer = UINT32_MAX;
-    enum mint_sent sent = mint_port_send(w->port, &t->staging.vnet, t->staging.frame, len, &peer);
+    enum mint_sent sent =
+        rec ? mint_port_send_reserved(w->port, rec, len, &peer)
+            : mint_port_send(w->port, &t->staging.vnet, t->staging.frame, len, &peer);
 
+    t->held = sent == MINT_FULL ? rec : NULL;
     if (sent == MINT_FULL) {
-        if (!t->held)
-            t->held_since = 0;
-        t->held = true;
         t->held_len = len;
-        t->held_peer = peer;
+        mint_hold_full(&w->hold, peer);
         return false;
     }
-    if (sent == MINT_SENT && t->held_peer != UINT32_MAX && peer != t->held_peer)
-        t->others_at = now_ns(); /* traffic that holding frames for the full channel delays */
-    t->held = false;
+    mint_hold_settled(&w->hold, sent == MINT_SENT ? peer : UINT32_MAX);
     return true;
 }
 
@@ -137,41 +106,35 @@ static int in_place(struct mint_worker *w, uint32_t peer, uint32_t *bytes)
 static bool take_one(struct mint_worker *w, int sole, uint32_t *bytes)
 {
     struct mint_tap *t = &w->tap;
+    struct mint_rec *rec = mint_port_reserve_any(w->port, MINT_FRAME_MAX);
     ssize_t len;
 
-    if (sole >= 0) {
+    if (!rec && sole >= 0) {
         int r = in_place(w, (uint32_t)sole, bytes);
 
         if (r >= 0)
             return r > 0;
     }
-    len = read_frame(w, &t->staging.vnet, t->staging.frame);
-    if (len < 0)
-        return false;
-    mint_port_took(w->port, (uint32_t)len);
-    *bytes += (uint32_t)len;
-    return send_staged(w, (uint32_t)len);
-}
-
-/* Whether a held frame may go on waiting, although others' frames may be behind it. */
-static bool may_wait(struct mint_tap *t, uint64_t now)
-{
-    uint64_t gained = (now - t->budget_at) / 10, held;
-
-    t->wait_budget = t->wait_budget + gained < BUDGET_MAX ? t->wait_budget + gained : BUDGET_MAX;
-    t->budget_at = now;
-    if (!t->held_since)
-        t->held_since = now;
-    held = now - t->held_since;
-    t->held_since = now;
-    if (now - t->others_at > OTHERS_NS)
-        return true;
-    if (held >= t->wait_budget) {
-        t->wait_budget = 0;
+    if (rec)
+        len = read_frame(w, &rec->vnet, rec->frame);
+    else
+        len = read_frame(w, &t->staging.vnet, t->staging.frame);
+    if (len < 0) {
+        if (rec)
+            mint_port_cancel(w->port, 0, rec);
         return false;
     }
-    t->wait_budget -= held;
-    return true;
+    mint_port_took(w->port, (uint32_t)len);
+    *bytes += (uint32_t)len;
+    return send_read(w, rec, (uint32_t)len);
+}
+
+/* The held frame, if it lies in a record, has been given up. */
+static void forget_held(struct mint_worker *w)
+{
+    if (w->tap.held)
+        mint_port_cancel(w->port, 0, w->tap.held);
+    w->tap.held = NULL;
 }
 
 /* Try again to send the held frame. Return: whether it is settled now. */
@@ -179,30 +142,21 @@ static bool retry_held(struct mint_worker *w)
 {
     struct mint_tap *t = &w->tap;
 
-    if (send_staged(w, t->held_len))
+    if (send_read(w, t->held, t->held_len) || !mint_hold_wait(&w->hold, w->port))
         return true;
-    if (!may_wait(t, now_ns())) {
-        mint_port_give_up(w->port, t->held_peer);
-        t->held = false;
-        return true;
-    }
-    /* The first call announces the wait; after it, one more try is the re-check. */
-    mint_port_wait_room(w->port, t->held_peer);
-    return send_staged(w, t->held_len);
+    return send_read(w, t->held, t->held_len);
 }
 
-bool mint_tap_in(struct mint_worker *w)
+static bool tap_in(struct mint_worker *w)
 {
-    struct mint_tap *t = &w->tap;
     int sole = mint_port_sole_peer(w->port);
     uint32_t bytes = 0, n = 0;
 
-    if (t->fd < 0)
-        return false;
-    if (t->held && !retry_held(w)) {
+    if (w->hold.on && !retry_held(w)) {
         mint_port_flush(w->port);
         return false;
     }
+    forget_held(w);
     while (n < IN_BATCH && take_one(w, sole, &bytes)) {
         n++;
         if (bytes >= IN_FLUSH_BYTES) {
@@ -281,27 +235,19 @@ static bool out_plain(struct mint_worker *w)
     return n > 0;
 }
 
-bool mint_tap_out(struct mint_worker *w)
+static bool tap_out(struct mint_worker *w)
 {
-    if (w->tap.fd < 0)
-        return false; /* frames wait in their channels until the node's device is there */
     return w->tap.offload ? out_offload(w) : out_plain(w);
 }
 
-int64_t mint_tap_timeout(struct mint_worker *w)
+static int64_t tap_timeout(struct mint_worker *w)
 {
     struct mint_tap *t = &w->tap;
     uint64_t now;
 
-    if (t->fd < 0)
-        return -1;
-    if (t->held) {
-        uint64_t left = mint_port_wait_room(w->port, t->held_peer);
-
+    if (w->hold.on) {
         set_watched(w, false);
-        if (left > BUDGET_MAX / 10)
-            left = BUDGET_MAX / 10; /* look at the budget, too */
-        return (int64_t)left;
+        return mint_hold_timeout(&w->hold, w->port);
     }
     if (t->down_until) {
         now = now_ns();
@@ -313,4 +259,28 @@ int64_t mint_tap_timeout(struct mint_worker *w)
     }
     set_watched(w, true);
     return -1;
+}
+
+static const struct mint_device tap_device = {
+    .in = tap_in,
+    .out = tap_out,
+    .timeout = tap_timeout,
+};
+
+int mint_tap_attach(struct mint_worker *w, int fd, bool offload)
+{
+    struct mint_tap *t = &w->tap;
+
+    if (!offload && !t->plain) {
+        t->plain = mint_plain_new();
+        if (!t->plain)
+            return -ENOMEM;
+    }
+    if (t->fd >= 0 && t->watched)
+        mint_port_unwatch(w->port, t->fd);
+    t->watched = false;
+    t->fd = fd;
+    t->offload = offload;
+    w->device = &tap_device;
+    return 0;
 }

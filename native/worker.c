@@ -19,6 +19,7 @@
  *
  * It trusts the supervisor, and nobody else: see port.c.
  */
+#include "gmem.h"
 #include "worker.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -81,20 +82,22 @@ static void run(struct mint_worker *w)
         bool busy;
         int events;
 
-        if (w->tap.fd < 0) {
+        if (!w->device) {
             /* Frames may wait already, and nothing would take them: without this, no sleep either. */
             mint_control_serve(w);
             continue;
         }
-        busy = mint_tap_in(w);
-        busy |= mint_tap_out(w);
+        busy = w->device->in(w);
+        busy |= w->device->out(w);
         if (busy) {
             /* Let the node's applications take what they got before there is more: a socket holds
              * some ninety frames, and what is written beyond them is lost. */
             sched_yield();
             continue;
         }
-        events = mint_port_wait(w->port, mint_tap_timeout(w));
+        events = mint_port_wait(w->port, w->device->timeout(w));
+        if (events > 0 && ((uint32_t)events & MINT_EV_LINK))
+            mint_vhost_serve(w);
         if (events > 0 && ((uint32_t)events & MINT_EV_CONTROL))
             mint_control_serve(w);
     }
@@ -127,10 +130,12 @@ int main(void)
     w.listen_fd = LISTEN_FD;
     w.control_fd = -1;
     w.tap.fd = -1;
-    w.tap.held_peer = UINT32_MAX;
+    w.hold.peer = UINT32_MAX;
     w.open_fds[0] = w.open_fds[1] = -1;
     w.owner_uid = getuid();
     ask_short_slice();
+    if (mint_gmem_guard() < 0) /* before the sandbox forbids it */
+        return EXIT_FAILURE;
     mint_control_accept(&w); /* blocks: the supervisor connects at once */
     if (w.control_fd < 0) {
         mint_log("no supervisor: descriptor %d is not a listening socket", LISTEN_FD);

@@ -4,23 +4,30 @@
 #define MINT_WORKER_H
 
 #include "control.h"
+#include "hold.h"
 #include "packed.h"
 #include "port.h"
 
-/* struct mint_tap - a TAP device, and the frame that waits for room in its channel. */
+struct mint_worker;
+struct mint_vhost;
+
+/* struct mint_device - how the worker moves frames between the port and one kind of device. */
+struct mint_device {
+    /* Move a bounded batch from, or to, the node; return whether there was anything to do. */
+    bool (*in)(struct mint_worker *w);
+    bool (*out)(struct mint_worker *w);
+    /* Nanoseconds until it needs attention without an event; negative: never. */
+    int64_t (*timeout)(struct mint_worker *w);
+};
+
+/* struct mint_tap - a TAP device. */
 struct mint_tap {
     int fd; /* -1: none */
     bool offload;
-    bool watched; /* its readability is waited for */
-    bool held;    /* staging holds a frame of held_len bytes that waits for room */
-    bool asked;   /* room was asked for, the re-check is done */
-    uint32_t held_len;
-    uint32_t held_peer;
-    uint64_t held_since;
-    uint64_t wait_budget; /* ns that frames may still wait while other receivers have traffic */
-    uint64_t budget_at;
-    uint64_t others_at;  /* when a frame last went to another receiver than the full one */
-    uint64_t down_until; /* the device said that it is down: not to be read before */
+    bool watched;          /* its readability is waited for */
+    uint32_t held_len;     /* bytes of the held frame, in staging or ... */
+    struct mint_rec *held; /* ... if not NULL, in a record of the port's own */
+    uint64_t down_until;   /* the device said that it is down: not to be read before */
     struct mint_plain *plain;
     struct {
         struct mint_vnet vnet;
@@ -39,7 +46,10 @@ struct mint_worker {
     struct mint_port *port; /* NULL until OPEN */
     struct mint_msg_open open;
     int open_fds[2];
+    const struct mint_device *device; /* NULL: none yet */
+    struct mint_hold hold;
     struct mint_tap tap;
+    struct mint_vhost *vhost;
     struct mint_kept *peers; /* by index */
     int listen_fd;
     int control_fd; /* the supervisor's connection, or -1 */
@@ -52,12 +62,11 @@ void mint_control_accept(struct mint_worker *w);
 void mint_control_serve(struct mint_worker *w);
 int mint_control_watch(struct mint_worker *w);
 
-/* Move frames; return whether there was anything to do. */
-bool mint_tap_in(struct mint_worker *w);
-bool mint_tap_out(struct mint_worker *w);
-/* Nanoseconds until the TAP needs attention without an event; negative: never. */
-int64_t mint_tap_timeout(struct mint_worker *w);
+/* Serve a device from now on; the descriptor is the device's then. Return: 0 or a negative errno. */
 int mint_tap_attach(struct mint_worker *w, int fd, bool offload);
+int mint_vhost_attach(struct mint_worker *w, int fd);
+/* The node's agent has something to say. */
+void mint_vhost_serve(struct mint_worker *w);
 
 /*
  * mint_sandbox() - become `uid`, without capabilities, new privileges, core dumps or any system

@@ -57,12 +57,13 @@ def list_(json: JsonOption = False) -> None:
             "version": virtiofsd.version,
             "origin": virtiofsd.origin,
         }
-        described = [_described(kernel) for kernel in kernels]
-        print_json({"version": 1, "kernels": described, "virtiofsd": server})
+        shown = [described(kernel) for kernel in kernels]
+        print_json({"version": 1, "kernels": shown, "virtiofsd": server})
         return
     rows = [_row(kernel) for kernel in kernels]
     if virtiofsd:
-        rows.append(["virtiofsd", "", virtiofsd.version, virtiofsd.origin, "", "for kind qemu"])
+        origin = _short(virtiofsd.origin)
+        rows.append(["virtiofsd", "", virtiofsd.version, origin, "", "for kind qemu"])
     if rows:
         console().print(_table(("KIND", "RELEASE", "VERSION", "FROM", "SIZE", "PROBE BOOT"), rows))
     for kind in KINDS:
@@ -78,7 +79,13 @@ def _known(kernel: Kernel) -> list[Probe]:
     return [probe for probe in probes if probe]
 
 
-def _described(kernel: Kernel, probes: list[Probe] | None = None) -> dict[str, Any]:
+def described(kernel: Kernel, probes: list[Probe] | None = None) -> dict[str, Any]:
+    """A kernel for programs.
+
+    Args:
+        kernel: The kernel.
+        probes: Its probe boots; what is remembered if left out.
+    """
     return {
         "kind": kernel.kind,
         "release": kernel.release,
@@ -94,22 +101,31 @@ def _described(kernel: Kernel, probes: list[Probe] | None = None) -> dict[str, A
 def _row(kernel: Kernel) -> list[str]:
     from mint_vni.observe.units import size
 
-    shown = "\n".join(_sentence(probe) for probe in _known(kernel)) or "not tried yet"
     return [
-        kernel.kind,
-        kernel.release,
-        kernel.version,
-        kernel.origin,
-        size(kernel.size()),
-        shown,
+        *(kernel.kind, kernel.release, kernel.version, _short(kernel.origin), size(kernel.size())),
+        _summary(_known(kernel)),
     ]
 
 
+def _short(origin: str) -> str:
+    """``Debian testing`` for ``http://deb.debian.org/debian testing``: the table has little room."""
+    return f"Debian {origin.rsplit(maxsplit=1)[-1]}" if "://" in origin else origin
+
+
+def _summary(probes: list[Probe]) -> str:
+    """All of a kernel's probe boots in a few words; why one failed only if none went well."""
+    good = [probe for probe in probes if probe.ok]
+    if not good:
+        return "\n".join(_sentence(probe) for probe in probes) or "not tried yet"
+    bad = [f"not by {probe.method.upper()}" for probe in probes if not probe.ok]
+    return ", ".join([*(_sentence(probe) for probe in good), *bad])
+
+
 def _sentence(probe: Probe) -> str:
-    by = "" if probe.method == "uml" else f"by {probe.method.upper()} "
+    by = "" if probe.method == "uml" else f" by {probe.method.upper()}"
     if probe.ok:
-        return f"{by}boots in {probe.seconds:.1f} s"
-    return f"{by}does not boot: {probe.reason}"
+        return f"boots{by} in {probe.seconds:.1f} s"
+    return f"does not boot{by}: {probe.reason}"
 
 
 def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Any:
@@ -226,15 +242,15 @@ def probe(
     from mint_vni.kernels.probe import probe as boot
 
     kinds: list[Kind] = [name.value for name in dict.fromkeys(kind or KindName)]
-    described = []
+    shown = []
     for name in kinds:
         for kernel in installed(name):
             probes = [boot(kernel, method) for method in METHODS[name]]
-            described.append(_described(kernel, probes))
+            shown.append(described(kernel, probes))
             for made in [] if json else probes:
                 _show(kernel, made)
     if json:
-        print_json({"version": 1, "kernels": described})
+        print_json({"version": 1, "kernels": shown})
     for name in kinds:
         find(name)
 

@@ -25,6 +25,7 @@ from mint_vni.kernels import host
 from mint_vni.kernels.sources import Source
 
 ARCHITECTURE = "amd64"
+RETRIES = 3  # apt waits one, two and four seconds before it repeats a request
 #: Called with what is going on and, while something is fetched, how much of it is there: 0 to 1.
 Report = Callable[[str, float | None], None]
 
@@ -48,7 +49,7 @@ Acquire::AllowInsecureRepositories "false";
 Acquire::AllowWeakRepositories "false";
 Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::Languages "none";
-Acquire::Retries "3";
+Acquire::Retries "{retries}";
 Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
 """
@@ -60,6 +61,7 @@ _NETWORK = re.compile(
     r"|Unable to connect|Cannot initiate|unreachable|timed out",
     re.IGNORECASE,
 )
+_MISMATCH = re.compile(r"Hash Sum mismatch|unexpected size|weak hash", re.IGNORECASE)
 _FULL = re.compile(r"No space left|enough free space|Disk quota", re.IGNORECASE)
 
 
@@ -118,7 +120,7 @@ class Archive:
         (base / "status").touch()
         stanzas = "".join(source.stanza(suites, ARCHITECTURE) for source, suites in sources)
         (base / "mint.sources").write_text(stanzas, encoding="utf-8")
-        configuration = _CONFIGURATION.format(base=base, architecture=ARCHITECTURE)
+        configuration = _CONFIGURATION.format(base=base, architecture=ARCHITECTURE, retries=RETRIES)
         (base / "apt.conf").write_text(configuration, encoding="utf-8")
 
     @property
@@ -179,10 +181,7 @@ class Archive:
             self._apt("apt-get", ["download", "--", *names], what, cwd=where)
         for package in missing:
             if not self._whole(package):
-                raise PlatformError(
-                    f"{package.name} {package.version} from {self.origin} is not what the archive's "
-                    "signed index says; refused. Try again, or choose another mirror"
-                )
+                raise self._mismatch(f"{package.name} {package.version}")
         return [self._file(package) for package in packages]
 
     def _file(self, package: Package) -> Path:
@@ -259,6 +258,8 @@ class Archive:
         first = (lines or [f"E: exit status {status}"])[0][3:].strip()
         if _FULL.search(said):
             return PlatformError(f"the disk with {self._base} is full ({first}); make room there")
+        if _MISMATCH.search(said):
+            return self._mismatch(first)
         if _SIGNATURE.search(said):
             keyring = self._sources[0][0].signed_by.partition("\n")[0] or "apt's trusted keys"
             return PlatformError(
@@ -273,4 +274,10 @@ class Archive:
         return PlatformError(
             f"{program} {verb} failed for {self.origin} ({first}); see that 'apt-get update' works "
             "here, then repeat"
+        )
+
+    def _mismatch(self, what: str) -> PlatformError:
+        return PlatformError(
+            f"something from {self.origin} is refused: it is not what the archive's signed index says "
+            f"({what}); repeat, and if it stays so, choose another mirror in apt's sources"
         )

@@ -22,9 +22,9 @@ from datetime import datetime
 from pathlib import Path
 
 from mint_vni.errors import PlatformError
-from mint_vni.kernels import cache, catalog, elf, host
+from mint_vni.kernels import cache, catalog, elf, host, sources
 from mint_vni.kernels.archive import Archive, Package, Report, Unreachable
-from mint_vni.kernels.sources import ETC, Host, read_host
+from mint_vni.kernels.sources import Host, read_host
 
 #: Where the newest packages are; the second one has what the first one lacks for a while.
 NEWEST = ("testing", "unstable")
@@ -210,23 +210,23 @@ class Installer:
         assert self._host is not None
         if suites not in self._archives:
             if suites:
-                sources = [(self._host.base, suites)]
+                places = [(self._host.base, suites)]
             else:
-                sources = [(source, source.suites) for source in self._host.own if source.suites]
+                places = [(source, source.suites) for source in self._host.own if source.suites]
             base = _downloads() / ("-".join(suites).replace("/", "_") or "own")
-            archive = Archive(base, sources, self._report, (self._lock,))
+            archive = Archive(base, places, self._report, (self._lock,))
             archive.update()
             self._archives[suites] = archive
         return self._archives[suites]
 
 
 @contextlib.contextmanager
-def installer(report: Report, etc: Path = ETC) -> Iterator[Installer]:
+def installer(report: Report, etc: Path | None = None) -> Iterator[Installer]:
     """Hold the cache and install into it.
 
     Args:
         report: Told what is going on; with None for the share that is done, something new begins.
-        etc: The directory with ``os-release`` and ``apt``.
+        etc: The directory with ``os-release`` and ``apt``; the system's if left out.
 
     Raises:
         PlatformError: The cache cannot be written.
@@ -235,9 +235,9 @@ def installer(report: Report, etc: Path = ETC) -> Iterator[Installer]:
         _clear_leftovers()
         keep = False
         try:
-            yield Installer(report, etc, lock)
+            yield Installer(report, etc or sources.ETC, lock)
         except Unreachable:
-            keep = True
+            keep = any(_downloads().glob("*/packages/*"))
             raise
         finally:
             if not keep:

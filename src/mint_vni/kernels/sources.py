@@ -96,9 +96,9 @@ def read_host(etc: Path = ETC) -> Host:
         if _COMPONENT in source.components and any(_base(s) in known for s in source.suites)
     ]
     # Somebody else's archive may name its suites as Debian does; Debian's key tells them apart, or
-    # else, where none is named, the mirror's path.
-    for is_debian in (_by_key, _by_path, lambda _: True):
-        chosen = [source for source in found if is_debian(source)]
+    # else, where no key is named, the mirror's path.
+    for is_debian in (_surely, _by_path, lambda _: True):
+        chosen = sorted(filter(is_debian, found), key=_by_key, reverse=True)
         base = next((s for s in chosen if known.intersection(s.suites)), None)
         if base:
             return Host(base, tuple(_own(source, known) for source in chosen))
@@ -175,6 +175,10 @@ def _base(suite: str) -> str:
 def _own(source: Source, known: frozenset[str]) -> Source:
     suites = tuple(suite for suite in source.suites if _base(suite) in known)
     return Source(source.uris, suites, source.components, source.signed_by)
+
+
+def _surely(source: Source) -> bool:
+    return _by_key(source) or (_by_path(source) and not source.signed_by)
 
 
 def _by_key(source: Source) -> bool:

@@ -34,7 +34,14 @@ from mint_vni.fabric.fabric import default_mac
 from mint_vni.fabric.regions import Regions
 from mint_vni.lab import paths, wire
 from mint_vni.lab.journal import Journal
-from mint_vni.lab.member import Member, channel_status, node_spec, worker_uid
+from mint_vni.lab.member import (
+    Member,
+    agent_uid,
+    channel_status,
+    guest_uid,
+    node_spec,
+    worker_uid,
+)
 from mint_vni.lab.plan import LabPlan, NodePlan
 from mint_vni.lab.process import Process
 from mint_vni.lab.worker import Worker
@@ -42,10 +49,12 @@ from mint_vni.nodes import KINDS, NodeContext, SshMaterial
 
 T = TypeVar("T")
 
-READY_S = 30.0  # a node that is not ready after so long has failed
 STOP_S = 10.0
 _BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often it died lately
 _LATELY_S = 5.0
+_REVIVALS, _REVIVALS_S = 5, 60.0  # a node may end so often in so long before it is given up
+# What a port can do with frames that are none of its own, by layout.
+_REACH = {"shared": "write all frames", "pooled": "read all that its peers send"}
 _PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
@@ -76,11 +85,6 @@ class Engine:
 
     # -- helpers --------------------------------------------------------------------------------
 
-    @property
-    def capacity(self) -> int:
-        """Bytes of each payload region; 0 where there are none."""
-        return self.plan.channel_bytes if self.plan.layout == "per-channel" else 0
-
     def by_name(self, name: str) -> Member:
         """The port of this name."""
         for member in self.members.values():
@@ -104,6 +108,8 @@ class Engine:
             ssh=ssh,
             journal=self.journal.write,
             checkpoint=self._checkpoint,
+            guest_uid=guest_uid(self.lab_id, node.index),
+            agent_uid=agent_uid(self.lab_id, node.index),
         )
 
     def _checkpoint(self, _step: str) -> None:
@@ -178,9 +184,10 @@ class Engine:
         for member in members:
             member.state = "up"
         progress("waiting until every node answers")
-        deadline = time.monotonic() + READY_S
-        await _all(asyncio.to_thread(_node(m).wait_ready, deadline) for m in members)
+        await _all(asyncio.to_thread(_await_ready, m) for m in members)
         self.state = "ready"
+        for member in members:
+            self.watch_node(member)
         self.save()
 
     def _add_node(self, node: NodePlan) -> None:
@@ -227,7 +234,7 @@ class Engine:
         worker = member.worker
         assert worker is not None
         for other in others:
-            data = wire.add_peer_message(other.spec, self.capacity)
+            data = wire.add_peer_message(other.spec, self.regions.capacity)
             _request(worker, data, self.regions.peer_fds(member.spec.index, other.spec.index))
 
     def _begin(self, member: Member) -> None:
@@ -236,9 +243,12 @@ class Engine:
         After its peers: in layout shared frames may wait for it already, whose senders it must
         know.
         """
-        worker, node = member.worker, _node(member)
-        assert worker is not None and node.tap_fd is not None
-        worker.request(wire.tap_message(node.plan.offload), [node.tap_fd])
+        worker, device = member.worker, _node(member).device()
+        assert worker is not None
+        if device.kind == "tap":
+            worker.request(wire.tap_message(device.offload), [device.fd])
+        else:
+            _request(worker, wire.vhost_message(), [device.fd])
 
     # -- crashes --------------------------------------------------------------------------------
 
@@ -302,6 +312,42 @@ class Engine:
             self.save()
             self.watch(member)
 
+    def watch_node(self, member: Member) -> None:
+        """Have a member's node started again when it ends, if it is of a kind that can be."""
+        node = member.node
+        if node is None or not node.revivable:
+            return
+        loop = asyncio.get_running_loop()
+        fd = Process(node.pid, node.start_time).pidfd()
+        if fd is None:
+            self.spawn(self._revive(member))
+            return
+
+        def ended() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            if self.state != "stopping" and member.spec.index in self.members:
+                self.spawn(self._revive(member))
+
+        loop.add_reader(fd, ended)
+
+    async def _revive(self, member: Member) -> None:
+        """Start a node again that has ended by itself; too often, and it stays down."""
+        node = _node(member)
+        log(f"node {member.name} (pid {node.pid}) ended: {_last_words(node)}")
+        now = time.monotonic()
+        member.revivals = [t for t in member.revivals if now - t < _REVIVALS_S] + [now]
+        if len(member.revivals) > _REVIVALS:
+            log(f"node {member.name} ended {_REVIVALS} times in {_REVIVALS_S:.0f} s; it stays down")
+            return
+        async with self._changing:
+            if self.state == "stopping":
+                return
+            await asyncio.to_thread(node.revive)
+            self.save()
+            self.watch_node(member)
+        log(f"node {member.name} was started again (pid {node.pid})")
+
     # -- raw ports ------------------------------------------------------------------------------
 
     async def attach(
@@ -324,18 +370,21 @@ class Engine:
         Raises:
             OSError: the program is gone.
             LabStateError: the name or the MAC is taken, or there is no slot left.
-            FabricError: layout ``shared`` and a user who is not trusted.
+            FabricError: layout ``shared`` or ``pooled`` and a user who is not trusted.
         """
         async with self._changing:
             spec = self._raw_spec(name, mac)
-            if self.plan.layout == "shared" and uid != os.geteuid() and not self.plan.trust_all:
+            reach = _REACH.get(self.plan.layout)
+            if reach and uid != os.geteuid() and not self.plan.trust_all:
                 raise FabricError(
-                    f"lab {self.plan.name}: with layout shared every port can write all frames;"
+                    f"lab {self.plan.name}: with layout {self.plan.layout} every port can {reach};"
                     " run as the lab's owner, or set fabric: {trust: all} in the lab file"
                 )
             member = Member(spec, uid, link=link, state="up")
             self._add_member(member)
-            await self._tell_all(member, wire.add_peer_message(spec, self.capacity), adding=True)
+            await self._tell_all(
+                member, wire.add_peer_message(spec, self.regions.capacity), adding=True
+            )
             try:
                 await asyncio.to_thread(introduce, member)
             except OSError:
@@ -489,6 +538,17 @@ def _checked_mac(mac: str) -> str:
             " 02:00:00:00:00:0a"
         )
     return mac
+
+
+def _await_ready(member: Member) -> None:
+    node = _node(member)
+    node.wait_ready(time.monotonic() + node.ready_seconds)
+
+
+def _last_words(node: Any) -> str:
+    """The end of what a node said, for a line of the log."""
+    lines = [line.strip() for line in node.logs()["node"].splitlines() if line.strip()]
+    return " | ".join(lines[-3:]) or "it said nothing"
 
 
 def _node(member: Member) -> Any:

@@ -17,6 +17,7 @@ from mint_vni.nodes import Node
 
 #: Workers' user ids start here: a range that no convention assigns (systemd's list of ranges).
 UID_BASE = 1_879_048_192
+_UID_STEP = 1 << 26  # all that `worker_uid` can give
 
 
 def worker_uid(lab_id: str, index: int) -> int:
@@ -27,6 +28,18 @@ def worker_uid(lab_id: str, index: int) -> int:
     if os.geteuid() != 0:
         return os.geteuid()
     return UID_BASE + (int(lab_id[:4], 16) << 10) + index
+
+
+def guest_uid(lab_id: str, index: int) -> int:
+    """The user id of a guest of port ``index``: apart from all workers'."""
+    uid = worker_uid(lab_id, index)
+    return uid if os.geteuid() != 0 else uid + _UID_STEP
+
+
+def agent_uid(lab_id: str, index: int) -> int:
+    """The user id of the agent of port ``index``: apart from all workers' and guests'."""
+    uid = worker_uid(lab_id, index)
+    return uid if os.geteuid() != 0 else uid + 2 * _UID_STEP
 
 
 def node_spec(plan: LabPlan, node: NodePlan) -> PortSpec:
@@ -56,6 +69,7 @@ class Member:
         state: ``up``, ``restarting`` or ``down``.
         restarts: how often its worker was started again.
         view: a look at its control region.
+        revivals: when its node was started again, by `time.monotonic`.
     """
 
     spec: PortSpec
@@ -67,6 +81,7 @@ class Member:
     restarts: int = 0
     view: ControlView | None = None
     last_start: float = field(default=0.0)
+    revivals: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -76,7 +91,7 @@ class Member:
     @property
     def attachment(self) -> str:
         """How the port is joined to what is behind it."""
-        return "tap" if self.node is not None else "raw"
+        return self.node.attachment if self.node is not None else "raw"
 
     def close(self) -> None:
         """Let go of what is held here; ends nothing."""

@@ -21,6 +21,7 @@ ADD_PEER = int(lib.MINT_MSG_ADD_PEER)
 DROP_PEER = int(lib.MINT_MSG_DROP_PEER)
 GIVE = int(lib.MINT_MSG_GIVE)
 STOP = int(lib.MINT_MSG_STOP)
+VHOST = int(lib.MINT_MSG_VHOST)
 
 SIZE = int(ffi.sizeof("struct mint_msg"))
 _FDS_MAX = 8
@@ -49,6 +50,11 @@ def tap_message(offload: bool) -> bytes:
     m = _new(TAP)
     m.u.tap.offload = offload
     return _bytes(m)
+
+
+def vhost_message() -> bytes:
+    """Serve the guest whose agent is at the other end of the socket that comes along."""
+    return _bytes(_new(VHOST))
 
 
 def add_peer_message(spec: PortSpec, capacity: int) -> bytes:

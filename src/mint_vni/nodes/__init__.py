@@ -16,13 +16,16 @@ from typing import Any, Final
 
 from mint_vni.errors import NodeError
 from mint_vni.nodes import cgroup
-from mint_vni.nodes.base import Facts, Node, NodeContext
+from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.netns import NetnsNode
 from mint_vni.nodes.proc import kill_process
+from mint_vni.nodes.qemu import QemuNode
 from mint_vni.nodes.ssh import SshMaterial
+from mint_vni.nodes.uml import UmlNode
 
 __all__ = [
     "KINDS",
+    "Device",
     "Facts",
     "Node",
     "NodeContext",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 #: The kinds of nodes, by the name that lab files use.
-KINDS: Final[dict[str, type[Node]]] = {NetnsNode.kind: NetnsNode}
+KINDS: Final[dict[str, type[Node]]] = {kind.kind: kind for kind in (NetnsNode, UmlNode, QemuNode)}
 
 
 def exec_argv(

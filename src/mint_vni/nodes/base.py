@@ -18,12 +18,14 @@ entries are undone by `mint_vni.nodes.undo`.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from mint_vni.errors import NodeError
 from mint_vni.nodes.cgroup import CgroupHost
 from mint_vni.nodes.ssh import SshMaterial
 
@@ -32,10 +34,26 @@ if (
 ):  # it brings pydantic along, which whoever runs a command in a node need not wait for
     from mint_vni.lab.plan import NodePlan
 
-__all__ = ["Facts", "Node", "NodeContext"]
+__all__ = ["Device", "Facts", "Node", "NodeContext"]
 
 #: What `Node.describe` returns: plain data that survives a trip through JSON.
 Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a node's worker is given to move frames with.
+
+    Attributes:
+        kind: ``tap``: `fd` is a TAP device and stays the node's; ``vhost-user``: `fd` is a socket to
+            the node's agent, and whoever asked for it is to close it.
+        fd: The descriptor.
+        offload: Whether the device takes frames with checksums to complete and segments to cut.
+    """
+
+    kind: Literal["tap", "vhost-user"]
+    fd: int
+    offload: bool
 
 
 def _go_on(step: str) -> None:
@@ -59,6 +77,8 @@ class NodeContext:
         checkpoint: Called with the name of each step of `Node.start` when it is done. If it raises,
             the start fails there and is undone: for interrupts, and for tests.
         cgroups: What control groups the machine offers; looked up once per lab.
+        guest_uid: The user that a guest of this node runs as.
+        agent_uid: The user that its agent runs as.
     """
 
     lab: str
@@ -69,6 +89,8 @@ class NodeContext:
     journal: Callable[[str, dict[str, Any]], None]
     checkpoint: Callable[[str], None] = _go_on
     cgroups: CgroupHost = field(default_factory=CgroupHost.detect)
+    guest_uid: int = field(default_factory=os.geteuid)
+    agent_uid: int = field(default_factory=os.geteuid)
 
 
 class Node(ABC):
@@ -76,6 +98,9 @@ class Node(ABC):
 
     Attributes:
         kind: The kind's name in lab files.
+        attachment: How its interface is joined to its port: ``tap`` or ``vhost-user``.
+        ready_seconds: A node that is not ready after so long has failed.
+        revivable: Whether it can be started again, by `revive`, when it has ended by itself.
         plan: What the node is to be.
         pid: Process id, on the host, of the process that the node's life hangs on; 0 before
             `start`.
@@ -86,6 +111,9 @@ class Node(ABC):
     """
 
     kind: ClassVar[str]
+    attachment: ClassVar[str]
+    ready_seconds: ClassVar[float] = 30.0
+    revivable: ClassVar[bool] = False
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
         self.plan = plan
@@ -113,6 +141,22 @@ class Node(ABC):
         Raises:
             NodeError: It did not answer in time, or the node or its sshd ended; with the reason.
         """
+
+    @abstractmethod
+    def device(self) -> Device:
+        """Return what a worker of the node, each new one, is to be given.
+
+        Raises:
+            NodeError: The node has ended.
+        """
+
+    def revive(self) -> None:
+        """Start a node again that has ended by itself; with the same identity and place.
+
+        Raises:
+            NodeError: It could not be started, or is of a kind that can't.
+        """
+        raise NodeError(f"node {self.plan.name} has ended; take the lab down and up again")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from mint_vni.errors import NodeError, PlatformError
 from mint_vni.nodes import enter
-from mint_vni.nodes.base import Facts, Node, NodeContext
+from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.cgroup import NodeCgroup
 from mint_vni.nodes.etc import etc_files
 from mint_vni.nodes.memlog import make_log, open_log, read_log
@@ -84,6 +84,7 @@ class NetnsNode(Node):
     """A node of kind ``netns``; see the module."""
 
     kind: ClassVar[str] = "netns"
+    attachment: ClassVar[str] = "tap"
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
         super().__init__(plan, context)
@@ -295,6 +296,12 @@ class NetnsNode(Node):
                 raise self._error(
                     f"is not ready: its sshd does not answer ({refusal})", self.logs()["sshd"]
                 )
+
+    def device(self) -> Device:
+        """Return the TAP; see `Node.device`."""
+        if self.tap_fd is None:
+            raise self._error("has ended")
+        return Device("tap", self.tap_fd, self.plan.offload)
 
     # ------------------------------------------------------------------ re-adoption
 

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* hold.c - see hold.h. */
+#include "hold.h"
+#include "clock.h"
+
+#define BUDGET_MAX (5ull * 1000000ull)
+#define OTHERS_NS (20ull * 1000000ull)
+
+void mint_hold_full(struct mint_hold *h, uint32_t peer)
+{
+    if (!h->on)
+        h->since = 0;
+    h->on = true;
+    h->peer = peer;
+}
+
+void mint_hold_settled(struct mint_hold *h, uint32_t peer)
+{
+    if (h->peer != UINT32_MAX && peer != UINT32_MAX && peer != h->peer)
+        h->others_at = now_ns(); /* traffic that holding frames for the full channel delays */
+    h->on = false;
+}
+
+/* Whether the held frame may go on waiting, although others' frames may be behind it. */
+static bool may_wait(struct mint_hold *h, uint64_t now)
+{
+    uint64_t gained = (now - h->budget_at) / 10, held;
+
+    h->budget = h->budget + gained < BUDGET_MAX ? h->budget + gained : BUDGET_MAX;
+    h->budget_at = now;
+    if (!h->since)
+        h->since = now;
+    held = now - h->since;
+    h->since = now;
+    if (now - h->others_at > OTHERS_NS)
+        return true;
+    if (held >= h->budget) {
+        h->budget = 0;
+        return false;
+    }
+    h->budget -= held;
+    return true;
+}
+
+bool mint_hold_wait(struct mint_hold *h, struct mint_port *port)
+{
+    if (!may_wait(h, now_ns())) {
+        mint_port_give_up(port, h->peer);
+        h->on = false;
+        return false;
+    }
+    mint_port_wait_room(port, h->peer); /* announces the wait; one more try is the re-check */
+    return true;
+}
+
+int64_t mint_hold_timeout(struct mint_hold *h, struct mint_port *port)
+{
+    uint64_t left = mint_port_wait_room(port, h->peer);
+
+    return (int64_t)(left < BUDGET_MAX / 10 ? left : BUDGET_MAX / 10); /* look at the budget, too */
+}
