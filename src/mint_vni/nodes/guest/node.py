@@ -234,7 +234,9 @@ class GuestNode(Node):
         try:
             self._helpers.append(launch(spec, self._log, self._journal))
         except NodeError as error:
-            raise self._error(f"could not be started: {Path(spec.argv[0]).name}: {error}") from error
+            raise self._error(
+                f"could not be started: {Path(spec.argv[0]).name}: {error}"
+            ) from error
 
     def _end_helpers(self, deadline: float) -> bool:
         """End what was left of a boot before."""
@@ -244,7 +246,9 @@ class GuestNode(Node):
     def revive(self) -> None:
         """Boot the guest again after its process has ended; see `Node.revive`."""
         if not self._agent.alive():
-            raise self._error("can't be booted again: its agent has ended; take the lab down and up")
+            raise self._error(
+                "can't be booted again: its agent has ended; take the lab down and up"
+            )
         if not Running(self.pid, self.start_time).kill(time.monotonic() + _UNDO_SECONDS):
             raise self._error(f"can't be booted again: process {self.pid} does not end")
         self._state = "starting"
@@ -484,6 +488,11 @@ class GuestNode(Node):
     def ssh_argv(cls, facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> list[str]:
         """Return a command line; see `mint_vni.nodes.ssh_argv`."""
         return argv.ssh_argv(facts, args, tty=tty)
+
+    @classmethod
+    def console_argv(cls, facts: Facts) -> list[str]:
+        """Return a command line; see `mint_vni.nodes.console_argv`."""
+        return argv.console_argv(facts)
 
 
 def _reopen(pid: int, fd: int) -> int:
