@@ -188,7 +188,9 @@ def test_death_of_the_supervisor_leaves_only_what_is_journalled(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == -signal.SIGKILL, done
-    journalled = [line.split()[1:] for line in done.stdout.splitlines() if "process" in line.split()[0]]
+    journalled = [
+        line.split()[1:] for line in done.stdout.splitlines() if "process" in line.split()[0]
+    ]
     for pid, start in journalled:
         bench.journal.append(("process", {"pid": int(pid), "start": int(start)}))
     mounts = str(tmp_path / "lab" / "a" / "root")
@@ -277,9 +279,7 @@ def test_a_guest_that_never_gets_ready(bench: Bench) -> None:
         node.stop(soon())
 
 
-def test_no_kernel(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_kernel(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINT_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(PlatformError, match="run 'mint kernel"):
         guest(bench, "uml").start()
@@ -289,7 +289,9 @@ def test_no_kernel(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kernel_that_is_not_there(bench: Bench, kind: str) -> None:
     need(kind)
-    with pytest.raises(PlatformError, match=rf"node a: there is no kernel 0\.1 for nodes of kind {kind}"):
+    with pytest.raises(
+        PlatformError, match=rf"node a: there is no kernel 0\.1 for nodes of kind {kind}"
+    ):
         guest(bench, kind, kernel="0.1").start()
     assert bench.journal == []
 

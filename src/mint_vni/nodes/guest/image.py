@@ -138,24 +138,23 @@ def make_overlay(size: int) -> int:
         OSError: There is no room.
     """
     place = os.environ.get("TMPDIR") or _PLACE
+    program = find_program(*_QEMU_IMG)
     fd = _nameless(place)
     try:
         done = subprocess.run(
-            [
-                *(find_program(*_QEMU_IMG), "create", "-q", "-f", "qcow2"),
-                *("-o", "lazy_refcounts=on", f"/proc/self/fd/{fd}", str(size)),
-            ],
+            [program, "create", "-q", "-f", "qcow2", f"/proc/self/fd/{fd}", str(size)],
             capture_output=True,
             text=True,
             check=False,
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
         )
-        if done.returncode != 0:
-            raise NodeError(f"qemu-img could not make a disk in {place}: {done.stderr.strip()}")
     except BaseException:
         os.close(fd)
         raise
+    if done.returncode != 0:
+        os.close(fd)
+        raise NodeError(f"qemu-img could not make a disk in {place}: {done.stderr.strip()}")
     return fd
 
 

@@ -30,9 +30,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import shutil
-import signal
 import socket
 import time
 from abc import abstractmethod
@@ -252,7 +250,9 @@ class GuestNode(Node):
         try:
             self._helpers.append(launch(spec, self._log, self._journal))
         except NodeError as error:
-            raise self._error(f"could not be started: {Path(spec.argv[0]).name}: {error}") from error
+            raise self._error(
+                f"could not be started: {Path(spec.argv[0]).name}: {error}"
+            ) from error
 
     def _end_helpers(self, deadline: float) -> bool:
         """End what was left of a boot before."""
@@ -262,7 +262,9 @@ class GuestNode(Node):
     def revive(self) -> None:
         """Boot the guest again after its process has ended; see `Node.revive`."""
         if not self._agent.alive():
-            raise self._error("can't be booted again: its agent has ended; take the lab down and up")
+            raise self._error(
+                "can't be booted again: its agent has ended; take the lab down and up"
+            )
         if not Running(self.pid, self.start_time).kill(time.monotonic() + _UNDO_SECONDS):
             raise self._error(f"can't be booted again: process {self.pid} does not end")
         self._state = "starting"

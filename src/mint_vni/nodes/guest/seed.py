@@ -126,7 +126,7 @@ def user_data(plan: NodePlan, context: NodeContext) -> str:
             "ed25519_public": ssh[f"{host_key}.pub"][1],
         },
         "ssh_authorized_keys": keys,
-        "write_files": _files(plan, context, ssh),
+        "write_files": _files(context, ssh),
         # Once is enough: enabled, it starts at every boot.
         "runcmd": [
             ["systemctl", "daemon-reload"],
@@ -138,9 +138,7 @@ def user_data(plan: NodePlan, context: NodeContext) -> str:
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
 
 
-def _files(
-    plan: NodePlan, context: NodeContext, ssh: dict[str, tuple[int, str]]
-) -> list[dict[str, Any]]:
+def _files(context: NodeContext, ssh: dict[str, tuple[int, str]]) -> list[dict[str, Any]]:
     hosts = "".join(f"{address} {' '.join(names)}\n" for address, names in context.hosts)
     program = gzip.compress(guest_program().read_bytes(), mtime=0)
     files: list[dict[str, Any]] = [

@@ -7,12 +7,11 @@ not; the two meet at a socket in a directory that they alone see.
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mint_vni.nodes.guest.agent_client import listen_in
+from mint_vni.nodes.guest.agent_client import listen_in, make_shared
 from mint_vni.nodes.guest.launch import MANY_FILES, Confinement, library_binds
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ _PLACE: Final = "/virtiofsd"
 def listen(state_dir: Path, uid: int) -> socket.socket:
     """Make the socket, for QEMU's user alone; virtiofsd gets it listening."""
     directory = state_dir / FS_DIRECTORY
-    directory.mkdir(mode=0o755, exist_ok=True)
-    os.chmod(directory, 0o755)
+    make_shared(directory)
     return listen_in(directory, FS_SOCKET, socket.SOCK_STREAM, uid)
 
 
