@@ -241,6 +241,17 @@ int files_entropy(const char *hex);
 int files_cover_closed(const char *path, const char *options);
 int files_own(const char *path);
 
+/* ------------------------------------------------------------------------------- trim.c */
+
+struct trim {
+    unsigned long limit; /* of inodes; 0: none */
+    uint64_t at;         /* when to look again */
+};
+
+void trim_start(struct trim *trim, const char *limit);
+void trim_watch(const struct trim *trim, struct watch *w);
+void trim_serve(struct trim *trim);
+
 /* --------------------------------------------------------------------------- script.c, power.c */
 
 /* Do what a script says. Return: 0, or -1 after it was said what failed. */
@@ -269,6 +280,7 @@ struct guest {
     struct net net;
     struct sshd sshd;
     struct console console;
+    struct trim trim;
 };
 
 #endif

@@ -112,7 +112,7 @@ class Node(ABC):
 
     kind: ClassVar[str]
     attachment: ClassVar[str]
-    ready_seconds: ClassVar[float] = 30.0
+    ready_seconds: float = 30.0
     revivable: ClassVar[bool] = False
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
