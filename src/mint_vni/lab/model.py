@@ -90,6 +90,11 @@ KINDS: Final[Mapping[str, KindSpec]] = {
         memory=512 << 20,
         keys=frozenset({"root", "kernel", "image"}),
     ),
+    "external": KindSpec(
+        summary="a virtual machine that you start yourself, or another vhost-user front end",
+        memory_min=0,
+        keys=frozenset({"socket", "owner"}),
+    ),
 }
 
 #: What a guest sees as its root unless the lab says otherwise: the host's file system.
@@ -232,6 +237,17 @@ class DefaultsModel(Section):
         description="Kinds uml and qemu: version of the kernel, as mint kernel list shows it. "
         "Null: the newest that boots here.",
         examples=["7.2um1"],
+    )
+    socket: Annotated[str, f.text("path of a socket", "./vm.sock")] | None = Field(
+        default=None,
+        description="Kind external: where to make the socket that your machine connects to, relative "
+        "to the lab file. Nothing may be there yet. Null: below /run/mint, for root alone.",
+        examples=["./vm.sock"],
+    )
+    owner: Annotated[str, f.text("user", "libvirt-qemu")] | None = Field(
+        default=None,
+        description="Kind external: the user who may connect, by name or number. Null: root alone.",
+        examples=["libvirt-qemu"],
     )
     trusted_userland: Annotated[bool, f.FLAG] = Field(
         default=False,

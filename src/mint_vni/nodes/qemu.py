@@ -183,7 +183,10 @@ class QemuNode(GuestNode):
             *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
             *("-m", f"{memory}M", "-smp", str(len(self.plan.cpus) or 1)),
             *("-accel", f"{accelerator}{options}", "-cpu", _CPU[accelerator]),
-            *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+            *(
+                "-sandbox",
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            ),
         ]
 
     def _channels(self, streams: Streams) -> list[str]:

@@ -17,14 +17,13 @@ guest kernel's memory: the lab has to say so (``trusted_userland: true``).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from mint_vni import kernels
 from mint_vni.errors import NodeError
-from mint_vni.nodes.guest.boot import choose_kernel, guest_program, modules_of
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
+from mint_vni.nodes.guest.boot import choose_kernel, guest_program, modules_of
 from mint_vni.nodes.guest.launch import Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import GuestBoot, GuestRoot

@@ -75,9 +75,32 @@ FIRST = "/mint-first"
 #: What of the host is no part of a view of its file system.
 HIDDEN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/tmp", "/boot/efi")
 PSEUDO = frozenset(
-    "autofs bpf binfmt_misc cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "
-    "hugetlbfs mqueue nfsd nsfs proc pstore ramfs rpc_pipefs securityfs selinuxfs "
-    "sysfs tmpfs tracefs".split()
+    [
+        "autofs",
+        "bpf",
+        "binfmt_misc",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tmpfs",
+        "tracefs",
+    ]
 )
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -53,7 +53,7 @@ class Terminal:
     """The caller's terminal, on standard input: raw while the program has it."""
 
     def __init__(self) -> None:
-        self._saved: "list | None" = None  # type: ignore[type-arg]
+        self._saved: list | None = None  # type: ignore[type-arg]
 
     def take(self) -> bool:
         """Have every key for the program; returns False in the background, where none comes."""
@@ -88,8 +88,8 @@ class Client:
         self.room = 0  # bytes that the program takes from us
         self.owed = 0  # bytes that we have written out, and the guest does not know of
         self.reading = True
-        self.ending: "int | None" = None  # the signal that ends this process
-        self.status: "int | None" = None
+        self.ending: int | None = None  # the signal that ends this process
+        self.status: int | None = None
 
     def start(self) -> None:
         """Have the program started.
@@ -99,7 +99,12 @@ class Client:
         """
         rows, columns = size()
         message = {"op": "exec", "args": self.args, "env": self.request["env"]}
-        message |= {"cwd": self.request["cwd"], "flags": self.flags, "rows": rows, "columns": columns}
+        message |= {
+            "cwd": self.request["cwd"],
+            "flags": self.flags,
+            "rows": rows,
+            "columns": columns,
+        }
         try:
             with contextlib.suppress(PermissionError):
                 self.connection.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, REQUEST_BYTES)
@@ -177,7 +182,9 @@ class Client:
         elif kind == LOST:
             self.terminal.give_back()
             name = self.request["name"]
-            complain(payload.decode() or f"node {name}: its agent has ended, the program's fate is open")
+            complain(
+                payload.decode() or f"node {name}: its agent has ended, the program's fate is open"
+            )
             self.status = -signal.SIGKILL
 
     def write(self, stream: int, data: bytes) -> None:

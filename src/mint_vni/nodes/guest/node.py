@@ -30,9 +30,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import shutil
-import signal
 import socket
 import time
 from abc import abstractmethod
@@ -234,7 +232,9 @@ class GuestNode(Node):
         try:
             self._helpers.append(launch(spec, self._log, self._journal))
         except NodeError as error:
-            raise self._error(f"could not be started: {Path(spec.argv[0]).name}: {error}") from error
+            raise self._error(
+                f"could not be started: {Path(spec.argv[0]).name}: {error}"
+            ) from error
 
     def _end_helpers(self, deadline: float) -> bool:
         """End what was left of a boot before."""
@@ -244,7 +244,9 @@ class GuestNode(Node):
     def revive(self) -> None:
         """Boot the guest again after its process has ended; see `Node.revive`."""
         if not self._agent.alive():
-            raise self._error("can't be booted again: its agent has ended; take the lab down and up")
+            raise self._error(
+                "can't be booted again: its agent has ended; take the lab down and up"
+            )
         if not Running(self.pid, self.start_time).kill(time.monotonic() + _UNDO_SECONDS):
             raise self._error(f"can't be booted again: process {self.pid} does not end")
         self._state = "starting"
@@ -293,14 +295,7 @@ class GuestNode(Node):
 
     def device(self) -> Device:
         """Return a socket to the agent for a new worker; see `Node.device`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            try:
-                self._agent.request("link", [ours.fileno()])
-            except BaseException:
-                theirs.close()
-                raise
-        return Device("vhost-user", theirs.detach(), self.plan.offload)
+        return self._agent.device(offload=self.plan.offload)
 
     def worker_cgroup_join(self) -> list[str]:
         """Return files for the worker's pid; see `Node.worker_cgroup_join`."""
@@ -372,17 +367,8 @@ class GuestNode(Node):
             "ipv4": plan.ipv4,
             "ipv6": plan.ipv6,
             "mtu": plan.mtu,
-            "guest": self._details() | self._agent_status(),
+            "guest": self._details() | self._agent.facts(),
         }
-
-    def _agent_status(self) -> dict[str, Any]:
-        try:
-            status = self._agent.request("status", wait=1.0) if self._agent.alive() else {}
-        except NodeError:
-            status = {}
-        known = {key: value for key, value in status.items() if key != "ok"}
-        agent = self._agent.process
-        return {"agent_pid": agent.pid if agent else None, **known}
 
     def logs(self) -> dict[str, str]:
         """Return what the guest's console and its sshd said; see `Node.logs`."""
