@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final
 from mint_vni import kernels
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET, listen_in
-from mint_vni.nodes.guest.boot import choose_kernel, guest_program, modules_of
+from mint_vni.nodes.guest.boot import choose_kernel, modules_of
 from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import EXEC_PORT, GuestBoot, GuestRoot
@@ -85,7 +85,7 @@ class QemuNode(GuestNode):
             f"port:{EXEC_PORT}",
             modules_of(self._kernel, _MODULES),
         )
-        self._write_private("initramfs", boot.initramfs(guest_program()))
+        self._write_private("initramfs", boot.initramfs())
 
     # ------------------------------------------------------------------ virtiofsd
 

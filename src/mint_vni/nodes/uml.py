@@ -17,14 +17,15 @@ guest kernel's memory: the lab has to say so (``trusted_userland: true``).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from mint_vni import kernels
 from mint_vni.errors import NodeError
+from mint_vni.nodes.guest.boot import choose_kernel, modules_of
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
-from mint_vni.nodes.guest.boot import choose_kernel, guest_program, modules_of
-from mint_vni.nodes.guest.launch import Confinement, library_binds
+from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import GuestBoot, GuestRoot
 
@@ -65,14 +66,14 @@ class UmlNode(GuestNode):
             _EXEC_DEVICE,
             modules_of(self._kernel, _MODULES),
         )
-        self._write_private("initramfs", boot.initramfs(guest_program()))
+        self._write_private("initramfs", boot.initramfs())
 
     def _confinement(self, streams: Streams) -> Confinement:
         plan, context = self.plan, self.context
         assert plan.memory is not None
         directory = self._kernel.directory
         if directory is not None:  # it brings its own libraries
-            binds = [(str(directory), _KERNEL, "x")]
+            binds = [(str(directory), _KERNEL, "x"), *_unwinder()]
             program = self._kernel.argv0
         else:
             binds = library_binds(str(self._kernel.image))
@@ -117,3 +118,12 @@ class UmlNode(GuestNode):
     def _details(self) -> dict[str, Any]:
         userland = "seccomp" if self.plan.trusted_userland else "ptrace"
         return {"kernel_version": self._kernel.version, "userland": userland}
+
+
+def _unwinder() -> list[Bind]:
+    """The library that the C library loads when UML ends its own threads, for a reboot or for good.
+
+    Without it that ends in SIGABRT.
+    """
+    place = f"/lib/{os.uname().machine}-linux-gnu/libgcc_s.so.1"
+    return [(place, place, "x")] if os.path.exists(place) else []

@@ -148,8 +148,7 @@ class Agent:
 
     def _notice(self) -> None:
         """Something changed that somebody may wait for."""
-        if self._channel is not None and self._channel.ready:
-            self.boot.ready = True
+        self.boot.ready |= self._is_ready()
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -285,7 +284,10 @@ class Agent:
 
     def _decided(self) -> bool:
         boot = self.boot
-        return boot.ready or boot.panicked or boot.stuck or not self._console.open
+        return self._is_ready() or boot.panicked or boot.stuck or not self._console.open
+
+    def _is_ready(self) -> bool:
+        return self._channel is not None and self._channel.ready
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the guest.
@@ -299,7 +301,7 @@ class Agent:
         return {
             **self._server.status(),
             "boots": boot.number,
-            "ready": channel is not None and channel.ready,
+            "ready": self._is_ready(),
             "guest": channel is not None and channel.connected,
             "kernel": channel.hello.release if channel is not None and channel.hello else "",
             "bye": channel.bye if channel is not None else None,

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest boots: its kernel, the modules that it needs, and mint-guest."""
+"""What a guest boots: its kernel, the modules that it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mint_vni import kernels
-from mint_vni.errors import InternalError, PlatformError
+from mint_vni.errors import PlatformError
 from mint_vni.nodes.guest.script import Module
 
 if TYPE_CHECKING:
     from mint_vni.kernels import Kernel, Kind
     from mint_vni.lab.plan import NodePlan
 
-__all__ = ["choose_kernel", "guest_program", "modules_of"]
-
-_PROGRAM: Final = Path(__file__).parents[2] / "_bin" / "mint-guest"
+__all__ = ["choose_kernel", "modules_of"]
 
 
 def choose_kernel(plan: NodePlan, kind: Kind) -> Kernel:
@@ -52,13 +49,3 @@ def modules_of(kernel: Kernel, names: Iterable[str]) -> list[Module]:
     """
     files = kernels.load_order(kernel, names)
     return [Module(path.name.partition(".")[0], kernels.module_bytes(path)) for path in files]
-
-
-def guest_program() -> bytes:
-    """Return the program that is a guest's first process."""
-    try:
-        return _PROGRAM.read_bytes()
-    except OSError as error:
-        raise InternalError(
-            f"{_PROGRAM} is missing ({error.strerror}); install Mint VNI again"
-        ) from None
