@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables): a handler can set no other */
 static volatile sig_atomic_t handled;
 
 static void handle(int number)

@@ -29,11 +29,12 @@ What is exported here imports the standard library only.
 """
 
 from mint_vni.kernels.catalog import installed, virtiofsd
-from mint_vni.kernels.model import Kernel, Kind, Method, Probe, Program
+from mint_vni.kernels.model import KINDS, Kernel, Kind, Method, Probe, Program
 from mint_vni.kernels.modules import load_order, module_bytes
-from mint_vni.kernels.probe import find, kvm_works
+from mint_vni.kernels.probe import find, kvm_works, results
 
 __all__ = [
+    "KINDS",
     "Kernel",
     "Kind",
     "Method",
@@ -44,5 +45,6 @@ __all__ = [
     "kvm_works",
     "load_order",
     "module_bytes",
+    "results",
     "virtiofsd",
 ]

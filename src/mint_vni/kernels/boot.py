@@ -145,17 +145,23 @@ def _run(
         return _result(method, start, b"", f"it could not be started: {error.strerror}")
     try:
         output = _listen(process, start + limit)
+        alive = process.poll() is None
     finally:
         _end(process)
     if match := _TOKEN.search(output):
-        found = match.group(1).decode(errors="replace")
-        wrong = "" if found == kernel.release else f"it calls itself {found}, not {kernel.release}"
-        return _result(method, start, output, wrong)
-    if process.returncode == -signal.SIGKILL:
+        return _result(method, start, output, _mismatch(kernel, match[1].decode(errors="replace")))
+    if alive:
         return _result(method, start, output, f"{GAVE_UP} {limit:g} s")
     return _result(
         method, start, output, f"it ended before its init ({_status(process.returncode)})"
     )
+
+
+def _mismatch(kernel: Kernel, release: str) -> str:
+    """What is wrong with a kernel whose release is another than its modules'; empty if nothing is."""
+    if release == kernel.release or not kernel.modules.is_dir():
+        return ""
+    return f"it is {release}, but its modules are those of {kernel.release}"
 
 
 def _listen(process: subprocess.Popen[bytes], until: float) -> bytes:
@@ -197,12 +203,14 @@ def _status(code: int) -> str:
 def _result(method: Method, start: float, output: bytes, wrong: str) -> Probe:
     text = _ESCAPES.sub("", output.decode(errors="replace")).replace("\r", "\n")
     lines = [line for raw in text.splitlines() if (line := _printable(raw))][-CONSOLE_LINES:]
-    telling = next((line for line in lines if _TELLING.search(line)), lines[-1] if lines else "")
+    telling = ""
+    if wrong and not _TOKEN.search(output):
+        telling = next((line for line in lines if _TELLING.search(line)), (lines or [""])[-1])
     return Probe(
         ok=not wrong,
         method=method,
         seconds=round(time.monotonic() - start, 2),
-        reason=f"{wrong}: {telling}" if wrong and telling else wrong,
+        reason=f"{wrong}: {telling}" if telling else wrong,
         console=tuple(lines),
         when=datetime.now().astimezone().isoformat(timespec="seconds"),
     )

@@ -100,11 +100,6 @@ def qemu() -> str | None:
     return host.which(QEMU)
 
 
-def qemu_version(path: str) -> str:
-    """What it calls itself: ``QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)``."""
-    return host.first_line([path, "--version"])
-
-
 def virtiofsd() -> Program:
     """The file server that lets a QEMU guest see the host's files.
 

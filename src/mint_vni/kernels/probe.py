@@ -2,7 +2,7 @@
 """Which kernels work here: probe boots, remembered.
 
 A result holds for as long as nothing that it depends on changes: the kernel's file and the CPU's
-model and abilities; for User-Mode Linux the host's kernel; for QEMU its version; with KVM also the
+model and abilities; for User-Mode Linux the host's kernel; for QEMU its program; with KVM also the
 host's boot, since modules, settings and outer hypervisors change with it. A kernel that was given up
 at its deadline is tried again after the next boot of the host: perhaps the machine was just busy.
 """
@@ -153,8 +153,8 @@ def _key(kernel: Kernel, method: Method) -> str:
     if method == "uml":
         facts += [os.uname().release, os.uname().version]
     else:
-        path = catalog.qemu() or ""
-        facts += [host.identity(path), catalog.qemu_version(path), boot.CPU_MODELS[method]]
+        # The file stands for its version: asking for that takes longer than all else here.
+        facts += [host.identity(catalog.qemu() or ""), boot.CPU_MODELS[method]]
     if method == "kvm":
         facts += [host.boot_id(), os.uname().release]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
