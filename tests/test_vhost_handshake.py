@@ -14,7 +14,15 @@ import pytest
 import vhost_util
 from fabric_util import wait_until
 from mint_vni.errors import FabricError
-from mint_vni.testing import RX, TX, BackendRequest, Feature, ProtocolFeature, Request, VhostFrontend
+from mint_vni.testing import (
+    RX,
+    TX,
+    BackendRequest,
+    Feature,
+    ProtocolFeature,
+    Request,
+    VhostFrontend,
+)
 from mint_vni.testing.protocol import (
     FLAG_NEED_REPLY,
     HEADER,

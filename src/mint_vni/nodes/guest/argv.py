@@ -76,7 +76,7 @@ def ssh_argv(
         tty = os.isatty(0) and os.isatty(1)
     sshd = _exec(facts, [facts.get("sshd", _SSHD), "-i", "-e"], cwd="/", log=True)
     # ssh expands %, and hands the line to a shell.
-    proxy = "exec " + shlex.join(sshd).replace("%", "%%")
+    proxy = shlex.join(sshd).replace("%", "%%")
     ssh = [find_program("ssh", "openssh-client")]
     ssh += client_options(Path(facts["ssh_dir"]), facts["name"])
     ssh += ["-o", f"ProxyCommand={proxy}", "-o", "ProxyUseFdpass=no"]
