@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guest_bench import Host
+from mint_vni import kernels
 from mint_vni.nodes import SshMaterial
 from mint_vni.nodes.etc import etc_files
 from mint_vni.nodes.guest import argv
@@ -22,24 +23,14 @@ from mint_vni.nodes.guest.script import EXEC_PORT, GuestBoot, GuestRoot, Module
 from mint_vni.nodes.proc import process_start_time
 
 NOBODY = 65534
-CACHE = Path(os.environ.get("MINT_CACHE_DIR", "/root/.cache/mint-vni")) / "kernels"
-UML_MODULES = ("overlay", "failover", "net_failover", "virtio_net")
-QEMU_MODULES = (
-    *("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
-    *("fuse", "virtiofs", "overlay", "virtio_console", "failover", "net_failover", "virtio_net"),
-)
+UML_MODULES = ("overlay", "virtio_net")
+QEMU_MODULES = ("virtio_pci", "virtiofs", "overlay", "virtio_console", "virtio_net")
 MAC = "02:4d:56:00:00:02"
 
 
-def newest(kind: str, program: str) -> Path | None:
-    """Directory of a kernel in the cache."""
-    found = sorted(CACHE.glob(f"{kind}/*/{program}"))
-    return found[-1].parent if found else None
-
-
-def modules(kernel: Path, names: Sequence[str]) -> list[Module]:
-    files = {path.stem.replace("-", "_"): path for path in kernel.glob("lib/modules/**/*.ko")}
-    return [Module(name, files[name].read_bytes()) for name in names if name in files]
+def modules(kernel: kernels.Kernel, names: Sequence[str]) -> list[Module]:
+    files = kernels.load_order(kernel, names)
+    return [Module(path.name.partition(".")[0], kernels.module_bytes(path)) for path in files]
 
 
 class Guest:
@@ -76,6 +67,8 @@ class Guest:
         return path
 
     def watch_console(self, stream: socket.socket) -> None:
+        self.con = stream
+
         def read() -> None:
             with stream:
                 while data := stream.recv(65536):
@@ -124,8 +117,7 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
         device: A vhost-user socket for its interface.
         user: Its user.
     """
-    kernel = newest("uml", "linux")
-    assert kernel is not None
+    kernel = kernels.find("uml")
     guest = Guest()
     loaded = modules(kernel, UML_MODULES)
     initrd = guest.boot(GuestRoot("hostfs", "/"), "/dev/ttyS0", loaded)
@@ -134,7 +126,7 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
     exec_ours, exec_theirs = socket.socketpair()
     console_ours, console_theirs = socket.socketpair()
     x, c = exec_theirs.fileno(), console_theirs.fileno()
-    command = ["./linux", "mem=256M", f"initrd={initrd}", "con=null", f"con0=fd:{c},fd:{c}"]
+    command = [kernel.argv0, "mem=256M", f"initrd={initrd}", "con=null", f"con0=fd:{c},fd:{c}"]
     command += ["ssl=null", f"ssl0=fd:{x},fd:{x}", "console=tty0", "panic=-1", "noreboot", "quiet"]
     command += [f"uml_dir={home}", "umid=x"]
     if device:
@@ -144,7 +136,7 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
     guest.started = time.monotonic()
     guest.spawn(
         [*command, *words],
-        cwd=kernel,
+        cwd=kernel.directory or "/",
         pass_fds=(x, c),
         user=user,
         group=user,
@@ -159,8 +151,7 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
 
 def start_qemu(*words: str, memory: str = "512M") -> Guest:
     """Boot QEMU under TCG, on the host's own root by virtiofs."""
-    kernel, daemon = newest("qemu", "vmlinuz"), newest("virtiofsd", "virtiofsd")
-    assert kernel is not None and daemon is not None
+    kernel, daemon = kernels.find("qemu"), kernels.virtiofsd()
     guest = Guest()
     loaded = modules(kernel, QEMU_MODULES)
     initrd = guest.boot(GuestRoot("virtiofs", "root"), f"port:{EXEC_PORT}", loaded)
@@ -170,10 +161,10 @@ def start_qemu(*words: str, memory: str = "512M") -> Guest:
     options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     guest.spawn(
         [
-            *("./virtiofsd", "--shared-dir", "/", "--sandbox", "none", "--readonly"),
-            *("--cache", "always", "--socket-path", str(share)),
+            *(daemon.argv0, "--shared-dir", "/", "--sandbox", "none", "--readonly"),
+            *("--cache", "always", "--no-announce-submounts", "--socket-path", str(share)),
         ],
-        cwd=daemon,
+        cwd=daemon.directory or "/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         **options,
@@ -184,7 +175,7 @@ def start_qemu(*words: str, memory: str = "512M") -> Guest:
     console_ours, console_theirs = socket.socketpair()
     x, c = exec_theirs.fileno(), console_theirs.fileno()
     image = guest.directory / "vmlinuz"
-    shutil.copy(kernel / "vmlinuz", image)
+    shutil.copy(kernel.image, image)
     image.chmod(0o644)
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", memory, "-nodefaults"]
     command += ["-no-reboot", "-display", "none", "-kernel", str(image), "-initrd", str(initrd)]

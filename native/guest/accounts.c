@@ -26,10 +26,11 @@ static bool copy_field(char *to, size_t size, const char *from)
 /* NAME:PASSWORD:UID:GID:GECOS:HOME:SHELL */
 static bool parse(char *line, struct account *a)
 {
-    char *field[7];
+    char *field[7], *end = strchr(line, '\n');
     unsigned n = 0;
 
-    line[strcspn(line, "\n")] = '\0';
+    if (end)
+        *end = '\0';
     while (n < 7 && (field[n] = strsep(&line, ":")))
         n++;
     if (n < 7 || line)

@@ -23,12 +23,8 @@
 
 #define RETRY_MS 25u
 #define RETRY_LOST_MS 500u
-#define ANSWERS (4u * 1024u) /* room that acting on one frame may take */
+#define ANSWERS 4096u /* room that acting on one frame may take */
 #define PORTS "/sys/class/virtio-ports"
-
-struct channel guest_channel = {.fd = -1, .entry = -1, .retry_at = GUEST_NEVER};
-
-static struct channel *const ch = &guest_channel;
 
 /* ----------------------------------------------------------------------------------- opening */
 
@@ -78,8 +74,9 @@ static uint32_t set_raw(int fd)
     return GUEST_TTY_WINDOW;
 }
 
-static void greet(void)
+static void greet(struct guest *g)
 {
+    struct channel *ch = &g->channel;
     static const uint8_t zeros[GUEST_FRAME_HEAD + GUEST_FRAME_MAX];
     struct {
         struct guest_hello hello;
@@ -104,11 +101,12 @@ static void greet(void)
         ch->out_to = sizeof(zeros);
     }
     ch->resync = true;
-    channel_send(GUEST_HELLO, 0, 0, &said, sizeof(said.hello) + strlen(said.release));
+    channel_send(g, GUEST_HELLO, 0, 0, &said, sizeof(said.hello) + strlen(said.release));
 }
 
-void channel_use(int fd)
+void channel_use(struct guest *g, int fd)
 {
+    struct channel *ch = &g->channel;
     int flags = fcntl(fd, F_GETFL);
 
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
@@ -119,11 +117,12 @@ void channel_use(int fd)
     ch->window = set_raw(fd);
     ch->fd = fd;
     ch->retry_at = GUEST_NEVER;
-    greet();
+    greet(g);
 }
 
-static void try_open(void)
+static void try_open(struct guest *g)
 {
+    struct channel *ch = &g->channel;
     char found[300];
     const char *path = ch->where;
     int fd;
@@ -135,25 +134,28 @@ static void try_open(void)
         path = found;
     fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
     if (fd >= 0)
-        channel_use(fd);
+        channel_use(g, fd);
 }
 
-void channel_name(const char *where)
+void channel_name(struct guest *g, const char *where)
 {
+    struct channel *ch = &g->channel;
     static const char port[] = "port:";
 
     ch->port = strncmp(where, port, sizeof(port) - 1) == 0;
     snprintf(ch->where, sizeof(ch->where), "%s", ch->port ? where + sizeof(port) - 1 : where);
-    try_open();
+    try_open(g);
 }
 
 /* The other end has gone. */
-static void lost(void)
+static void lost(struct guest *g)
 {
+    struct channel *ch = &g->channel;
+
     guest_close(&ch->fd);
     ch->welcome = false;
     ch->in_len = ch->out_from = ch->out_to = 0;
-    sessions_close_all();
+    sessions_close_all(g);
     if (!*ch->where)
         exit(0); /* a stream that was given, and cannot be opened again */
     ch->retry_at = guest_now() + RETRY_LOST_MS;
@@ -161,22 +163,22 @@ static void lost(void)
 
 /* --------------------------------------------------------------------------------------- out */
 
-static size_t room(void)
+static size_t room(struct channel *ch)
 {
     if (ch->out_from == ch->out_to)
         ch->out_from = ch->out_to = 0;
     return sizeof(ch->out) - (ch->out_to - ch->out_from);
 }
 
-bool channel_room(size_t bytes)
+bool channel_room(struct guest *g, size_t bytes)
 {
-    return ch->welcome && room() >= GUEST_FRAME_HEAD + bytes + CHANNEL_RESERVE;
+    return g->channel.welcome && room(&g->channel) >= GUEST_FRAME_HEAD + bytes + CHANNEL_RESERVE;
 }
 
 /* Where the next frame of so many bytes can be built; what is queued is moved together for it. */
-static uint8_t *place(size_t bytes)
+static uint8_t *place(struct channel *ch, size_t bytes)
 {
-    if (room() < bytes)
+    if (room(ch) < bytes)
         return NULL;
     if (sizeof(ch->out) - ch->out_to < bytes) {
         memmove(ch->out, ch->out + ch->out_from, ch->out_to - ch->out_from);
@@ -186,8 +188,8 @@ static uint8_t *place(size_t bytes)
     return ch->out + ch->out_to;
 }
 
-static void put_head(uint8_t *at, enum guest_frame type, unsigned stream, unsigned session,
-                     size_t bytes)
+static void put_head(struct channel *ch, uint8_t *at, enum guest_frame type, unsigned stream,
+                     unsigned session, size_t bytes)
 {
     struct guest_head head = {.type = (uint8_t)type,
                               .stream = (uint8_t)stream,
@@ -198,25 +200,27 @@ static void put_head(uint8_t *at, enum guest_frame type, unsigned stream, unsign
     ch->out_to += GUEST_FRAME_HEAD + bytes;
 }
 
-bool channel_send(enum guest_frame type, unsigned stream, unsigned session, const void *data,
-                  size_t bytes)
+bool channel_send(struct guest *g, enum guest_frame type, unsigned stream, unsigned session,
+                  const void *data, size_t bytes)
 {
+    struct channel *ch = &g->channel;
     uint8_t *at;
 
     if (ch->fd < 0 || (!ch->welcome && type != GUEST_HELLO))
         return false;
-    at = place(GUEST_FRAME_HEAD + bytes);
+    at = place(ch, GUEST_FRAME_HEAD + bytes);
     if (!at)
         return false;
     if (bytes)
         memcpy(at + GUEST_FRAME_HEAD, data, bytes);
-    put_head(at, type, stream, session, bytes);
+    put_head(ch, at, type, stream, session, bytes);
     return true;
 }
 
-ssize_t channel_relay(unsigned stream, unsigned session, int fd, size_t most)
+ssize_t channel_relay(struct guest *g, unsigned stream, unsigned session, int fd, size_t most)
 {
-    uint8_t *at = place(GUEST_FRAME_HEAD + most);
+    struct channel *ch = &g->channel;
+    uint8_t *at = place(ch, GUEST_FRAME_HEAD + most);
     ssize_t n;
 
     if (!at) {
@@ -225,12 +229,14 @@ ssize_t channel_relay(unsigned stream, unsigned session, int fd, size_t most)
     }
     n = read(fd, at + GUEST_FRAME_HEAD, most);
     if (n > 0)
-        put_head(at, GUEST_DATA, stream, session, (size_t)n);
+        put_head(ch, at, GUEST_DATA, stream, session, (size_t)n);
     return n;
 }
 
-void channel_flush(void)
+void channel_flush(struct guest *g)
 {
+    struct channel *ch = &g->channel;
+
     while (ch->fd >= 0 && ch->out_from < ch->out_to) {
         ssize_t n = write(ch->fd, ch->out + ch->out_from, ch->out_to - ch->out_from);
 
@@ -241,20 +247,21 @@ void channel_flush(void)
         if (n < 0 && errno == EINTR)
             continue;
         if (n == 0 || errno != EAGAIN)
-            lost();
+            lost(g);
         return;
     }
 }
 
-void channel_drain(int milliseconds)
+void channel_drain(struct guest *g, int milliseconds)
 {
+    const struct channel *ch = &g->channel;
     uint64_t end = guest_now() + (uint64_t)milliseconds;
 
     for (;;) {
         struct pollfd p = {.fd = ch->fd, .events = POLLOUT};
         uint64_t now = guest_now();
 
-        channel_flush();
+        channel_flush(g);
         if (ch->fd < 0 || ch->out_from == ch->out_to || now >= end)
             return;
         poll(&p, 1, (int)(end - now));
@@ -264,8 +271,9 @@ void channel_drain(int milliseconds)
 /* ---------------------------------------------------------------------------------------- in */
 
 /* Skip to the agent's answer to our HELLO. Return: whether it was there. */
-static bool find_welcome(void)
+static bool find_welcome(struct guest *g)
 {
+    struct channel *ch = &g->channel;
     const size_t whole = GUEST_FRAME_HEAD + sizeof(struct guest_hello);
 
     for (size_t at = 0; at + whole <= ch->in_len; at++) {
@@ -281,7 +289,7 @@ static bool find_welcome(void)
         ch->in_len -= at + whole;
         memmove(ch->in, ch->in + at + whole, ch->in_len);
         ch->welcome = true;
-        ready_again();
+        ready_again(g);
         return true;
     }
     if (ch->in_len >= whole) { /* what could be its beginning stays */
@@ -291,19 +299,20 @@ static bool find_welcome(void)
     return false;
 }
 
-static void act(const struct guest_head *head, const uint8_t *data)
+static void act(struct guest *g, const struct guest_head *head, const uint8_t *data)
 {
     if (head->type == GUEST_POWER)
-        power_request(head->length && data[0] == GUEST_REBOOT ? GUEST_REBOOT : GUEST_POWER_OFF);
-    sessions_frame(head, data);
+        power_request(g, head->length && data[0] == GUEST_REBOOT ? GUEST_REBOOT : GUEST_POWER_OFF);
+    sessions_frame(g, head, data);
 }
 
 /* Act on the frames that are there in whole, as long as there is room for answers. */
-static void take_frames(void)
+static void take_frames(struct guest *g)
 {
+    struct channel *ch = &g->channel;
     size_t at = 0;
 
-    if (!ch->welcome && !find_welcome())
+    if (!ch->welcome && !find_welcome(g))
         return;
     ch->held = false;
     while (ch->fd >= 0 && ch->in_len - at >= GUEST_FRAME_HEAD) {
@@ -313,20 +322,20 @@ static void take_frames(void)
             at++;
             continue;
         }
-        if (room() < ANSWERS) {
+        if (room(ch) < ANSWERS) {
             ch->held = true;
             break;
         }
         memcpy(&head, ch->in + at, sizeof(head));
         if (head.type >= GUEST_FRAME_TYPES || head.length > GUEST_FRAME_MAX) {
-            guest_say("the agent's exec channel makes no sense: frame %u of %u bytes", head.type,
+            guest_say(g, "the agent's exec channel makes no sense: frame %u of %u bytes", head.type,
                       (unsigned)head.length);
-            lost();
+            lost(g);
             return;
         }
         if (ch->in_len - at < GUEST_FRAME_HEAD + head.length)
             break;
-        act(&head, ch->in + at + GUEST_FRAME_HEAD);
+        act(g, &head, ch->in + at + GUEST_FRAME_HEAD);
         at += GUEST_FRAME_HEAD + head.length;
     }
     if (ch->fd < 0 || at == 0)
@@ -335,28 +344,32 @@ static void take_frames(void)
     memmove(ch->in, ch->in + at, ch->in_len);
 }
 
-static void receive(void)
+static void receive(struct guest *g)
 {
+    struct channel *ch = &g->channel;
     ssize_t n = read(ch->fd, ch->in + ch->in_len, sizeof(ch->in) - ch->in_len);
 
     if (n > 0) {
         ch->in_len += (size_t)n;
         ch->taken += (uint32_t)n;
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-        lost();
+        lost(g);
     }
 }
 
 /* Have the agent go on before it has to stop. */
-static void acknowledge(void)
+static void acknowledge(struct guest *g)
 {
+    struct channel *ch = &g->channel;
+
     if (ch->window && ch->taken - ch->told >= ch->window / 2 &&
-        channel_send(GUEST_ACK, 0, 0, &ch->taken, sizeof(ch->taken)))
+        channel_send(g, GUEST_ACK, 0, 0, &ch->taken, sizeof(ch->taken)))
         ch->told = ch->taken;
 }
 
-void channel_watch(struct watch *w)
+void channel_watch(struct guest *g, struct watch *w)
 {
+    struct channel *ch = &g->channel;
     short events = 0;
 
     if (ch->fd < 0) {
@@ -368,26 +381,27 @@ void channel_watch(struct watch *w)
         events |= POLLIN;
     if (ch->out_from < ch->out_to)
         events |= POLLOUT;
-    if (ch->held && room() >= ANSWERS)
+    if (ch->held && room(ch) >= ANSWERS)
         watch_until(w, 0);
     ch->entry = watch_fd(w, ch->fd, events);
 }
 
-void channel_serve(const struct watch *w)
+void channel_serve(struct guest *g, const struct watch *w)
 {
+    struct channel *ch = &g->channel;
     short got = watch_got(w, ch->entry);
 
     if (ch->fd < 0) {
         if (guest_now() >= ch->retry_at)
-            try_open();
+            try_open(g);
         return;
     }
     if (got & POLLIN)
-        receive();
+        receive(g);
     else if (got & (POLLHUP | POLLERR | POLLNVAL))
-        lost();
+        lost(g);
     if (ch->fd < 0)
         return;
-    take_frames();
-    acknowledge();
+    take_frames(g);
+    acknowledge(g);
 }

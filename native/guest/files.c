@@ -17,14 +17,12 @@
 #define SEED_MAX 512u
 #define HEX 16
 
-int files_root = AT_FDCWD;
-
 /* Sources are of the initramfs, whatever the root is now. */
-static int open_source(const char *path)
+static int open_source(int root, const char *path)
 {
-    while (*path == '/')
+    while (root != AT_FDCWD && *path == '/')
         path++;
-    return openat(files_root, path, O_RDONLY | O_CLOEXEC);
+    return openat(root, path, O_RDONLY | O_CLOEXEC);
 }
 
 int files_mkdir(const char *path, mode_t mode)
@@ -65,14 +63,14 @@ static int copy(int from, int to)
 }
 
 /* A file in place of whatever has its name: renamed over it, so that nothing of that is copied. */
-int files_put(const char *source, const char *target, mode_t mode)
+int files_put(int root, const char *source, const char *target, mode_t mode)
 {
     char beside[512];
     int from, to, err;
 
     if (snprintf(beside, sizeof(beside), "%s.mint-new", target) >= (int)sizeof(beside))
         return -ENAMETOOLONG;
-    from = open_source(source);
+    from = open_source(root, source);
     if (from < 0)
         return -errno;
     to = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -98,9 +96,9 @@ int files_link(const char *target, const char *path)
     return symlink(target, path) < 0 ? -errno : 0;
 }
 
-int files_module(const char *path, const char *parameters)
+int files_module(int root, const char *path, const char *parameters)
 {
-    int fd = open_source(path), err = 0;
+    int fd = open_source(root, path), err = 0;
 
     if (fd < 0)
         return -errno;
@@ -110,23 +108,29 @@ int files_module(const char *path, const char *parameters)
     return err;
 }
 
-/* Have the root of the tree be what is mounted here. The initramfs stays open as `files_root`. */
-int files_switch_root(const char *path)
+int files_unload(const char *module)
+{
+    return syscall(SYS_delete_module, module, O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* Have the root of the tree be what is mounted here. The initramfs stays open as `root`. */
+int files_switch_root(int *root, const char *path)
 {
     int old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-    if (old < 0 || chdir(path) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 ||
-        chroot(".") < 0 || chdir("/") < 0)
+    if (old < 0 || chdir(path) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 ||
+        chdir("/") < 0)
         return -errno;
-    files_root = old;
+    *root = old;
     return 0;
 }
 
 /* Random numbers of the host's: a fresh kernel has none, and sshd would wait for them. */
 int files_entropy(const char *hex)
 {
+    /* struct rand_pool_info: bits of entropy, bytes, then those */
     struct {
-        struct rand_pool_info info;
+        int bits, size;
         unsigned char bytes[SEED_MAX];
     } pool;
     size_t n = strlen(hex) / 2;
@@ -139,8 +143,8 @@ int files_entropy(const char *hex)
 
         pool.bytes[i] = (unsigned char)strtoul(two, NULL, HEX);
     }
-    pool.info.entropy_count = (int)(8 * n);
-    pool.info.buf_size = (int)n;
+    pool.bits = (int)(8 * n);
+    pool.size = (int)n;
     fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;

@@ -18,23 +18,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define ADDRESSES 4u
-#define MAC_BYTES 6u
 #define LATE_MS 4000u
 #define DECIMAL 10
-
-static struct {
-    bool wanted, ready, said;
-    uint8_t mac[MAC_BYTES];
-    char name[IF_NAMESIZE];
-    uint32_t mtu, queue;
-    char addresses[ADDRESSES][INET6_ADDRSTRLEN + 8];
-    unsigned addresses_n;
-    int index;      /* of the link that is set up, 0: none */
-    uint64_t since; /* when it was first wanted */
-    int events;     /* socket with news of links */
-    int entry;
-} net = {.events = -1, .entry = -1};
+#define HEX 16
 
 /* ----------------------------------------------------------------------------------- messages */
 
@@ -117,15 +103,15 @@ int net_loopback(void)
 
 /* ------------------------------------------------------------------------------- the interface */
 
-static int set_link(int index)
+static int set_link(const struct net *net, int index)
 {
     struct request r;
 
     begin(&r, RTM_NEWLINK, 0, sizeof(r.u.link));
     r.u.link.ifi_index = index;
-    add(&r, IFLA_IFNAME, net.name, strlen(net.name) + 1);
-    add(&r, IFLA_MTU, &net.mtu, sizeof(net.mtu));
-    add(&r, IFLA_TXQLEN, &net.queue, sizeof(net.queue));
+    add(&r, IFLA_IFNAME, net->name, strlen(net->name) + 1);
+    add(&r, IFLA_MTU, &net->mtu, sizeof(net->mtu));
+    add(&r, IFLA_TXQLEN, &net->queue, sizeof(net->queue));
     return ask(&r);
 }
 
@@ -166,124 +152,140 @@ static int add_address(int index, const char *text)
     return ask(&r);
 }
 
-static void configure(int index)
+static void configure(struct guest *g, int index)
 {
-    int err = set_link(index);
+    struct net *net = &g->net;
+    int err = set_link(net, index);
     bool ok = !err;
 
-    net.index = index;
-    net.ready = false;
+    net->index = index;
+    net->ready = false;
     if (err)
-        guest_say("%s: cannot set its name and MTU %u: %s", net.name, (unsigned)net.mtu,
+        guest_say(g, "%s: cannot set its name and MTU %u: %s", net->name, (unsigned)net->mtu,
                   strerror(-err));
-    for (unsigned i = 0; i < net.addresses_n && ok; i++) {
-        err = add_address(index, net.addresses[i]);
+    for (unsigned i = 0; i < net->addresses_n && ok; i++) {
+        err = add_address(index, net->addresses[i]);
         ok = !err;
         if (err)
-            guest_say("%s: cannot add the address %s: %s", net.name, net.addresses[i],
+            guest_say(g, "%s: cannot add the address %s: %s", net->name, net->addresses[i],
                       strerror(-err));
     }
     err = bring_up(index);
     if (err)
-        guest_say("%s: cannot bring it up: %s", net.name, strerror(-err));
-    net.ready = ok && !err;
+        guest_say(g, "%s: cannot bring it up: %s", net->name, strerror(-err));
+    net->ready = ok && !err;
 }
 
 /* One message of the kernel's about a link. */
-static void on_link(const struct nlmsghdr *head)
+static void on_link(struct guest *g, struct nlmsghdr *head)
 {
+    struct net *net = &g->net;
     const struct ifinfomsg *link = NLMSG_DATA(head);
     size_t left = head->nlmsg_len;
-    const struct rtattr *a;
+    struct rtattr *a;
 
     if (left < NLMSG_LENGTH(sizeof(*link)))
         return;
-    if (head->nlmsg_type == RTM_DELLINK && link->ifi_index == net.index)
-        net.index = 0;
-    if (head->nlmsg_type != RTM_NEWLINK || link->ifi_index == net.index)
+    if (head->nlmsg_type == RTM_DELLINK && link->ifi_index == net->index)
+        net->index = 0;
+    if (head->nlmsg_type != RTM_NEWLINK || link->ifi_index == net->index)
         return;
     left -= NLMSG_LENGTH(sizeof(*link));
-    a = (const struct rtattr *)((const char *)link + NLMSG_ALIGN(sizeof(*link)));
+    a = IFLA_RTA(NLMSG_DATA(head));
     for (; RTA_OK(a, left); a = RTA_NEXT(a, left))
-        if (a->rta_type == IFLA_ADDRESS && RTA_PAYLOAD(a) == MAC_BYTES &&
-            memcmp(RTA_DATA(a), net.mac, MAC_BYTES) == 0) {
-            configure(link->ifi_index);
+        if (a->rta_type == IFLA_ADDRESS && RTA_PAYLOAD(a) == NET_MAC_BYTES &&
+            memcmp(RTA_DATA(a), net->mac, NET_MAC_BYTES) == 0) {
+            configure(g, link->ifi_index);
             return;
         }
 }
 
 /* Ask for all links there are; the answers come like news. */
-static void look(void)
+static void look(const struct net *net)
 {
     struct request r;
 
     begin(&r, RTM_GETLINK, NLM_F_DUMP, sizeof(r.u.link));
-    send(net.events, &r, r.head.nlmsg_len, 0);
+    send(net->events, &r, r.head.nlmsg_len, 0);
 }
 
-static bool receive(void)
+static bool receive(struct guest *g)
 {
+    struct net *net = &g->net;
     static union {
         struct nlmsghdr align;
         char bytes[32768];
     } buf;
-    ssize_t n = recv(net.events, buf.bytes, sizeof(buf.bytes), 0);
+    ssize_t n = recv(net->events, buf.bytes, sizeof(buf.bytes), 0);
     size_t left;
-    const struct nlmsghdr *head;
+    struct nlmsghdr *head;
 
     if (n < 0 && errno == ENOBUFS)
-        look(); /* news were lost */
+        look(net); /* news were lost */
     if (n <= 0)
         return false;
     left = (size_t)n;
-    for (head = &buf.align; NLMSG_OK(head, left); head = NLMSG_NEXT(head, left))
-        on_link(head);
+    for (head = (struct nlmsghdr *)(void *)buf.bytes; NLMSG_OK(head, left);
+         head = NLMSG_NEXT(head, left))
+        on_link(g, head);
     return true;
 }
 
-int net_interface(char *const *args, unsigned n)
+static bool parse_mac(const char *text, uint8_t mac[NET_MAC_BYTES])
 {
-    unsigned m[MAC_BYTES];
+    for (unsigned i = 0; i < NET_MAC_BYTES; i++) {
+        char *end;
 
-    if (sscanf(args[0], "%x:%x:%x:%x:%x:%x", &m[0], &m[1], &m[2], &m[3], &m[4], &m[5]) != 6 ||
-        strlen(args[1]) >= sizeof(net.name) || n > 4 + ADDRESSES)
+        mac[i] = (uint8_t)strtoul(text, &end, HEX);
+        if (end != text + 2 || *end != (i == NET_MAC_BYTES - 1 ? '\0' : ':'))
+            return false;
+        text = end + 1;
+    }
+    return true;
+}
+
+int net_interface(struct net *net, char *const *args, unsigned n)
+{
+    if (!parse_mac(args[0], net->mac) || strlen(args[1]) >= sizeof(net->name) ||
+        n > 4 + NET_ADDRESSES)
         return -EINVAL;
-    for (unsigned i = 0; i < MAC_BYTES; i++)
-        net.mac[i] = (uint8_t)m[i];
-    snprintf(net.name, sizeof(net.name), "%s", args[1]);
-    net.mtu = (uint32_t)strtoul(args[2], NULL, DECIMAL);
-    net.queue = (uint32_t)strtoul(args[3], NULL, DECIMAL);
+    snprintf(net->name, sizeof(net->name), "%s", args[1]);
+    net->mtu = (uint32_t)strtoul(args[2], NULL, DECIMAL);
+    net->queue = (uint32_t)strtoul(args[3], NULL, DECIMAL);
     for (unsigned i = 4; i < n; i++)
-        snprintf(net.addresses[net.addresses_n++], sizeof(net.addresses[0]), "%s", args[i]);
-    net.events = open_socket(RTMGRP_LINK, SOCK_NONBLOCK);
-    if (net.events < 0)
+        snprintf(net->addresses[net->addresses_n++], sizeof(net->addresses[0]), "%s", args[i]);
+    net->events = open_socket(RTMGRP_LINK, SOCK_NONBLOCK);
+    if (net->events < 0)
         return -errno;
-    net.wanted = true;
-    net.since = guest_now();
-    look();
+    net->wanted = true;
+    net->since = guest_now();
+    look(net);
     return 0;
 }
 
-bool net_ready(void)
+bool net_ready(const struct net *net)
 {
-    return !net.wanted || net.ready;
+    return !net->wanted || net->ready;
 }
 
-void net_watch(struct watch *w)
+void net_watch(struct net *net, struct watch *w)
 {
-    net.entry = watch_fd(w, net.events, POLLIN);
-    if (net.wanted && !net.index && !net.said)
-        watch_until(w, net.since + LATE_MS);
+    net->entry = watch_fd(w, net->events, POLLIN);
+    if (net->wanted && !net->index && !net->said)
+        watch_until(w, net->since + LATE_MS);
 }
 
-void net_serve(const struct watch *w)
+void net_serve(struct guest *g, const struct watch *w)
 {
-    if (watch_got(w, net.entry))
-        while (receive())
+    struct net *net = &g->net;
+
+    if (watch_got(w, net->entry))
+        while (receive(g))
             ;
-    if (net.wanted && !net.index && !net.said && guest_now() >= net.since + LATE_MS) {
-        net.said = true;
-        guest_say("%s: no interface with MAC %02x:%02x:%02x:%02x:%02x:%02x has appeared", net.name,
-                  net.mac[0], net.mac[1], net.mac[2], net.mac[3], net.mac[4], net.mac[5]);
+    if (net->wanted && !net->index && !net->said && guest_now() >= net->since + LATE_MS) {
+        net->said = true;
+        guest_say(g, "%s: no interface with MAC %02x:%02x:%02x:%02x:%02x:%02x has appeared",
+                  net->name, net->mac[0], net->mac[1], net->mac[2], net->mac[3], net->mac[4],
+                  net->mac[5]);
     }
 }

@@ -20,26 +20,23 @@
 #define TELL_MS 200
 #define DELAY_MS 100u /* for a program that asked for it to end, and its end to be told */
 
-static uint64_t wanted_at = GUEST_NEVER;
-static enum guest_bye wanted;
-
-void power_request(enum guest_bye how)
+void power_request(struct guest *g, enum guest_bye how)
 {
-    if (wanted_at != GUEST_NEVER)
+    if (g->power_at != GUEST_NEVER)
         return;
-    wanted = how;
-    wanted_at = guest_now() + DELAY_MS;
+    g->power = how;
+    g->power_at = guest_now() + DELAY_MS;
 }
 
-void power_watch(struct watch *w)
+void power_watch(const struct guest *g, struct watch *w)
 {
-    watch_until(w, wanted_at);
+    watch_until(w, g->power_at);
 }
 
-void power_serve(void)
+void power_serve(struct guest *g)
 {
-    if (guest_now() >= wanted_at)
-        power_down(wanted);
+    if (guest_now() >= g->power_at)
+        power_down(g, g->power);
 }
 
 /* Reap until nobody is left, or the time is over. Return: whether nobody is left. */
@@ -71,17 +68,17 @@ static void ask_init(enum guest_bye how)
     }
 }
 
-static void tell(enum guest_bye how)
+static void tell(struct guest *g, enum guest_bye how)
 {
     uint8_t why = (uint8_t)how;
 
-    channel_send(GUEST_BYE, 0, 0, &why, sizeof(why));
-    channel_drain(TELL_MS);
+    channel_send(g, GUEST_BYE, 0, 0, &why, sizeof(why));
+    channel_drain(g, TELL_MS);
 }
 
-void power_down(enum guest_bye how)
+void power_down(struct guest *g, enum guest_bye how)
 {
-    tell(how);
+    tell(g, how);
     if (getpid() != 1) {
         ask_init(how);
         for (;;) /* its stopping of services ends this one */
@@ -96,7 +93,7 @@ void power_down(enum guest_bye how)
     }
     sync();
     reboot(how == GUEST_REBOOT ? LINUX_REBOOT_CMD_RESTART : LINUX_REBOOT_CMD_POWER_OFF);
-    guest_say("cannot go down: %s", strerror(errno));
+    guest_say(g, "cannot go down: %s", strerror(errno));
     _exit(1); /* the kernel panics, which somebody will see */
 }
 

@@ -59,13 +59,13 @@ static bool exists(const char *name)
     if (strchr(name, '/'))
         return access(name, F_OK) == 0;
     while (at && *at) {
-        int n = (int)strcspn(at, ":");
+        const char *end = strchrnul(at, ':');
         char path[1024];
 
-        snprintf(path, sizeof(path), "%.*s/%s", n, at, name);
+        snprintf(path, sizeof(path), "%.*s/%s", (int)(end - at), at, name);
         if (access(path, F_OK) == 0)
             return true;
-        at += n + (at[n] == ':');
+        at = *end ? end + 1 : end;
     }
     return false;
 }
@@ -73,7 +73,7 @@ static bool exists(const char *name)
 /* Become the program, on streams that are in place. Return: exit status, if it can't be. */
 static int become(const struct program *p)
 {
-    char node[65], *login[3];
+    char node[65], dash_l[] = "-l", *login[3];
     struct account root;
     char *const *args = p->args;
 
@@ -85,7 +85,7 @@ static int become(const struct program *p)
     set_default("LOGNAME", root.name);
     set_default("SHELL", root.shell);
     login[0] = root.shell;
-    login[1] = strdup("-l");
+    login[1] = dash_l;
     login[2] = NULL;
     if (!args[0])
         args = login;
@@ -109,7 +109,8 @@ static int become(const struct program *p)
 static void take_streams(const int fds[3])
 {
     for (int i = 0; i < 3; i++)
-        dup2(fds[i], i);
+        if (fds[i] >= 0)
+            dup2(fds[i], i);
 }
 
 static void report(int fd, enum report_kind what, int value)
@@ -210,7 +211,7 @@ static int open_terminal(struct ends *e, const struct guest_open *open_)
 }
 
 /* One stream: the terminal, the log, or a pipe whose our end is the one that `in` says. */
-static int open_stream(struct ends *e, int i, unsigned flags)
+static int open_stream(struct ends *e, int i, unsigned flags, int log)
 {
     int p[2];
 
@@ -221,8 +222,6 @@ static int open_stream(struct ends *e, int i, unsigned flags)
         return i == 0 && e->ours[0] < 0 ? -errno : 0;
     }
     if (i == 2 && (flags & GUEST_LOG_ERR)) {
-        int log = sshd_log_fd();
-
         e->theirs[i] = log >= 0 ? fcntl(log, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_WRONLY);
         return e->theirs[i] < 0 ? -errno : 0;
     }
@@ -234,14 +233,14 @@ static int open_stream(struct ends *e, int i, unsigned flags)
     return 0;
 }
 
-int run_program(struct session *s, const struct program *p)
+int run_program(const struct guest *g, struct session *s, const struct program *p)
 {
     struct ends e = {{-1, -1, -1}, {-1, -1, -1}, -1, -1, {-1, -1}};
     int err = p->open.flags & GUEST_TTY ? open_terminal(&e, &p->open) : 0;
     pid_t pid = -1;
 
     for (int i = 0; i < 3 && !err; i++)
-        err = open_stream(&e, i, p->open.flags);
+        err = open_stream(&e, i, p->open.flags, g->sshd.log_in);
     if (!err) {
         pid = fork();
         err = pid < 0 ? -errno : 0;

@@ -21,23 +21,21 @@
 #include <termios.h>
 #include <unistd.h>
 
+#define CANNOT_ENTER 125
 #define PIECE 16384u /* most bytes of one frame of data: so long may another session wait */
 
-static struct session sessions[GUEST_SESSIONS];
-static unsigned turn; /* who is served first */
-
-static struct session *find(unsigned id)
+static struct session *find(struct guest *g, unsigned id)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++)
-        if (sessions[i].used && sessions[i].id == id)
-            return &sessions[i];
+        if (g->sessions[i].used && g->sessions[i].id == id)
+            return &g->sessions[i];
     return NULL;
 }
 
-static struct session *add(unsigned id)
+static struct session *add(struct guest *g, unsigned id)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
-        struct session *s = &sessions[i];
+        struct session *s = &g->sessions[i];
 
         if (s->used)
             continue;
@@ -87,22 +85,30 @@ static void forsake(struct session *s)
     drop(s);
 }
 
-void sessions_close_all(void)
+void sessions_close_all(struct guest *g)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++)
-        if (sessions[i].used)
-            forsake(&sessions[i]);
+        if (g->sessions[i].used)
+            forsake(&g->sessions[i]);
 }
 
 /* ------------------------------------------------------------------------------------ opening */
 
-/* A session that cannot be: say why on stream 2, and end it. */
-static void refuse(unsigned id, const char *why)
+/* The last frame of a session that the agent has given up: its number is free again. */
+static void finish(struct guest *g, unsigned id)
 {
-    static const uint8_t cannot[2] = {0, 125};
+    static const uint8_t how[2] = {1, SIGHUP};
 
-    channel_send(GUEST_DATA, 2, id, why, strlen(why));
-    channel_send(GUEST_EXIT, 0, id, cannot, sizeof(cannot));
+    channel_send(g, GUEST_EXIT, 0, id, how, sizeof(how));
+}
+
+/* A session that cannot be: say why on stream 2, and end it. */
+static void refuse(struct guest *g, unsigned id, const char *why)
+{
+    static const uint8_t cannot[2] = {0, CANNOT_ENTER};
+
+    channel_send(g, GUEST_DATA, 2, id, why, strlen(why));
+    channel_send(g, GUEST_EXIT, 0, id, cannot, sizeof(cannot));
 }
 
 /* The next zero-terminated text, NULL when there is none. */
@@ -156,7 +162,7 @@ static bool collect(struct session *s, const uint8_t *data, size_t bytes)
     return true;
 }
 
-static void start(struct session *s)
+static void start(struct guest *g, struct session *s)
 {
     struct program p;
     uint8_t *buf = NULL;
@@ -167,7 +173,7 @@ static void start(struct session *s)
         s->flags = p.open.flags;
         s->window = p.open.window;
         buf = malloc(GUEST_STDIN_WINDOW);
-        err = buf ? run_program(s, &p) : -ENOMEM;
+        err = buf ? run_program(g, s, &p) : -ENOMEM;
     }
     free(p.args);
     free(s->buf);
@@ -175,33 +181,33 @@ static void start(struct session *s)
     s->from = s->to = 0;
     if (err) {
         snprintf(why, sizeof(why), "the node cannot start a program: %s\n", strerror(-err));
-        refuse(s->id, why);
+        refuse(g, s->id, why);
         drop(s);
         return;
     }
     s->running = true;
 }
 
-static void on_open(const struct guest_head *head, const uint8_t *data)
+static void on_open(struct guest *g, const struct guest_head *head, const uint8_t *data)
 {
-    struct session *s = find(head->session);
+    struct session *s = find(g, head->session);
 
     if (!s)
-        s = add(head->session);
+        s = add(g, head->session);
     if (!s) {
         if (head->type == GUEST_OPEN)
-            refuse(head->session, "the node runs as many programs for the host as it can\n");
+            refuse(g, head->session, "the node runs as many programs for the host as it can\n");
         return;
     }
     if (s->running)
         return;
     if (!collect(s, data, head->length)) {
-        refuse(s->id, "the node cannot start a program: the command line is too long\n");
+        refuse(g, s->id, "the node cannot start a program: the command line is too long\n");
         drop(s);
         return;
     }
     if (head->type == GUEST_OPEN)
-        start(s);
+        start(g, s);
 }
 
 /* ------------------------------------------------------------------------- frames of the agent */
@@ -247,21 +253,22 @@ static void on_window(struct session *s, const uint8_t *data, size_t bytes)
     s->window = more > UINT32_MAX - s->window ? UINT32_MAX : s->window + more;
 }
 
-void sessions_frame(const struct guest_head *head, const uint8_t *data)
+void sessions_frame(struct guest *g, const struct guest_head *head, const uint8_t *data)
 {
-    struct session *s = find(head->session);
+    struct session *s = find(g, head->session);
 
     if (head->type == GUEST_ARGS || head->type == GUEST_OPEN) {
-        on_open(head, data);
+        on_open(g, head, data);
         return;
     }
     if (!s)
         return; /* it has just ended */
-    if (head->type == GUEST_CLOSE)
+    if (head->type == GUEST_CLOSE) {
         forsake(s);
-    else if (!s->running)
+        finish(g, head->session);
+    } else if (!s->running) {
         return;
-    else if (head->type == GUEST_DATA)
+    } else if (head->type == GUEST_DATA)
         on_data(s, data, head->length);
     else if (head->type == GUEST_END)
         s->in_end = s->fresh = true;
@@ -275,10 +282,10 @@ void sessions_frame(const struct guest_head *head, const uint8_t *data)
 
 /* ------------------------------------------------------------------------------ the program's */
 
-bool sessions_child(pid_t pid, int status)
+bool sessions_child(struct guest *g, pid_t pid, int status)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
-        struct session *s = &sessions[i];
+        struct session *s = &g->sessions[i];
 
         if (!s->used || !s->running || s->pid != pid)
             continue;
@@ -341,14 +348,14 @@ static void feed(struct session *s)
 }
 
 /* Send on what a stream has. Return: whether there may be more at once. */
-static bool relay(struct session *s, int *fd, unsigned stream)
+static bool relay(struct guest *g, struct session *s, int *fd, unsigned stream)
 {
     size_t most = s->window < PIECE ? s->window : PIECE;
     ssize_t n;
 
-    if (*fd < 0 || !most || !channel_room(most))
+    if (*fd < 0 || !most || !channel_room(g, most))
         return false;
-    n = channel_relay(stream, s->id, *fd, most);
+    n = channel_relay(g, stream, s->id, *fd, most);
     if (n > 0) {
         s->window -= (uint32_t)n;
         return true;
@@ -358,20 +365,20 @@ static bool relay(struct session *s, int *fd, unsigned stream)
     return false;
 }
 
-static bool may_send(const struct session *s)
+static bool may_send(struct guest *g, const struct session *s)
 {
-    return s->window && channel_room(s->window < PIECE ? s->window : PIECE);
+    return s->window && channel_room(g, s->window < PIECE ? s->window : PIECE);
 }
 
 /* Tell the agent what it does not know yet. Return: whether the session is over. */
-static bool tell(struct session *s)
+static bool tell(struct guest *g, struct session *s)
 {
     if (!s->started)
-        s->started = channel_send(GUEST_STARTED, 0, s->id, NULL, 0);
+        s->started = channel_send(g, GUEST_STARTED, 0, s->id, NULL, 0);
     if (s->owed && (s->owed >= GUEST_STDIN_WINDOW / 4 || s->from == s->to) &&
-        channel_send(GUEST_WINDOW, 0, s->id, &s->owed, sizeof(s->owed)))
+        channel_send(g, GUEST_WINDOW, 0, s->id, &s->owed, sizeof(s->owed)))
         s->owed = 0;
-    if (s->stopped && channel_send(GUEST_STOPPED, 0, s->id, &s->stopped, 1))
+    if (s->stopped && channel_send(g, GUEST_STOPPED, 0, s->id, &s->stopped, 1))
         s->stopped = 0;
     if (s->ended && s->started) {
         const uint8_t how[2] = {
@@ -380,24 +387,24 @@ static bool tell(struct session *s)
         bool streams = s->out >= 0 || s->err >= 0 || s->pty >= 0;
 
         /* Its last words first; what is not there now is of somebody else. */
-        if (streams && !may_send(s))
+        if (streams && !may_send(g, s))
             return false;
-        if (relay(s, &s->out, 1) || relay(s, &s->err, 2) || relay(s, &s->pty, 3))
+        if (relay(g, s, &s->out, 1) || relay(g, s, &s->err, 2) || relay(g, s, &s->pty, 3))
             return false;
-        return channel_send(GUEST_EXIT, 0, s->id, how, sizeof(how));
+        return channel_send(g, GUEST_EXIT, 0, s->id, how, sizeof(how));
     }
     return false;
 }
 
-void sessions_watch(struct watch *w)
+void sessions_watch(struct guest *g, struct watch *w)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
-        struct session *s = &sessions[i];
+        struct session *s = &g->sessions[i];
         bool room;
 
         if (!s->used || !s->running)
             continue;
-        room = may_send(s);
+        room = may_send(g, s);
         s->in_entry = watch_fd(w, s->in, s->from < s->to ? POLLOUT : 0);
         s->out_entry = watch_fd(w, s->out, room ? POLLIN : 0);
         s->err_entry = watch_fd(w, s->err, room ? POLLIN : 0);
@@ -408,29 +415,29 @@ void sessions_watch(struct watch *w)
     }
 }
 
-static void serve(struct session *s, const struct watch *w)
+static void serve(struct guest *g, struct session *s, const struct watch *w)
 {
     if (watch_got(w, s->report_entry))
         read_report(s);
     if (s->fresh || watch_got(w, s->in_entry))
         feed(s);
     if (watch_got(w, s->out_entry))
-        relay(s, &s->out, 1);
+        relay(g, s, &s->out, 1);
     if (watch_got(w, s->err_entry))
-        relay(s, &s->err, 2);
+        relay(g, s, &s->err, 2);
     if (watch_got(w, s->pty_entry))
-        relay(s, &s->pty, 3);
-    if (tell(s))
+        relay(g, s, &s->pty, 3);
+    if (tell(g, s))
         drop(s);
 }
 
-void sessions_serve(const struct watch *w)
+void sessions_serve(struct guest *g, const struct watch *w)
 {
-    turn = (turn + 1) % GUEST_SESSIONS;
+    g->turn = (g->turn + 1) % GUEST_SESSIONS;
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
-        struct session *s = &sessions[(turn + i) % GUEST_SESSIONS];
+        struct session *s = &g->sessions[(g->turn + i) % GUEST_SESSIONS];
 
         if (s->used && s->running)
-            serve(s, w);
+            serve(g, s, w);
     }
 }

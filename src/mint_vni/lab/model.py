@@ -29,7 +29,7 @@ CHANNEL_BYTES_MAX: Final = 1 << 30  # MINT_CAP_MAX
 PAGE: Final = 4096
 
 # Defaults of the fabric, all in one place.
-LAYOUTS: Final = ("per-channel", "shared")
+LAYOUTS: Final = ("per-channel", "shared", "pooled")
 LAYOUT: Final = "per-channel"
 CHANNEL_BYTES: Final = 2 << 20
 SLOTS_MIN: Final = 32  # unless the lab says otherwise, room for at least so many ports,
@@ -128,7 +128,8 @@ class FabricModel(Section):
     layout: Annotated[str, f.one_of(LAYOUTS, "layout")] = Field(
         default=LAYOUT,
         description="How frames lie in shared memory: per-channel gives each ordered pair of ports "
-        "a lock-free buffer of its own; shared gives all ports one buffer, under a lock.",
+        "a lock-free buffer of its own; shared gives all ports one buffer, under a lock; pooled "
+        "gives each port one lock-free pool for all it sends, which all other ports can read.",
     )
     channel_bytes: Annotated[
         int,
@@ -136,7 +137,7 @@ class FabricModel(Section):
     ] = Field(
         default=CHANNEL_BYTES,
         description="Size of each packet buffer: of every channel in layout per-channel, of the "
-        "one buffer in layout shared. Rounded up to whole pages of 4096 bytes.",
+        "one buffer in layout shared, of each port's pool in layout pooled. Rounded up to whole pages of 4096 bytes.",
         examples=["2M", 393216],
     )
     slots: Annotated[int, f.whole(2, PORTS_MAX)] | None = Field(
@@ -158,8 +159,8 @@ class FabricModel(Section):
     )
     trust: Annotated[str, f.one_of(TRUSTS, "kind of trust")] = Field(
         default=TRUST,
-        description="Who may share a packet buffer that isn't the pair's own (layout shared): "
-        "peers admits the lab's own workers only, all admits programs of other users too.",
+        description="Who may share a packet buffer that isn't the pair's own (layouts shared and "
+        "pooled): peers admits the lab's own workers only, all admits programs of other users too.",
     )
 
 

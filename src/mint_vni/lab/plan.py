@@ -87,7 +87,7 @@ class LabPlan:
     Attributes:
         name: The lab's name.
         file: Absolute path of the lab file, or ``<memory>``.
-        layout: ``per-channel`` or ``shared``.
+        layout: ``per-channel``, ``shared`` or ``pooled``.
         channel_bytes: Size of each packet buffer, whole pages.
         slots: Ports that the fabric has room for.
         mtu: MTU inside the nodes, bytes.
@@ -127,13 +127,16 @@ class LabPlan:
         """
         if self.layout == "shared":
             return self.channel_bytes
+        if self.layout == "pooled":  # a pool, a page of descriptors a peer, one of notes
+            return (self.channel_bytes + PAGE * len(self.nodes)) * len(self.nodes)
         return self.channel_bytes * len(self.nodes) * (len(self.nodes) - 1)
 
     @property
     def descriptors(self) -> int:
         """About how many file descriptors the supervisor will hold open."""
         n = len(self.nodes)
-        return 2 * n * (n - 1) + 16 * n + 64
+        regions = n * (n - 1) if self.layout == "per-channel" else n
+        return regions + n * (n - 1) + 16 * n + 64
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a dictionary for ``json.dumps``; `from_json` takes it back."""

@@ -27,7 +27,7 @@ from mint_vni import kernels
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET, listen_in
 from mint_vni.nodes.guest.boot import choose_kernel, modules_of
-from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
+from mint_vni.nodes.guest.launch import MANY_FILES, Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import EXEC_PORT, GuestBoot, GuestRoot
 from mint_vni.nodes.programs import find_program
@@ -128,7 +128,7 @@ class QemuNode(GuestNode):
             cgroups=self._cgroup.node_procs,
             affinity=self._cgroup.affinity,
             cwd="/virtiofsd" if own else "/",
-            rlimits={"NOFILE": 1 << 20},
+            rlimits={"NOFILE": MANY_FILES},
         )
 
     # ------------------------------------------------------------------ QEMU
@@ -182,7 +182,7 @@ class QemuNode(GuestNode):
         options = f",tb-size={_TRANSLATED}" if accelerator == "tcg" else ""
         return [
             *("-nodefaults", "-no-user-config", "-display", "none"),
-            *("-machine", "pc,usb=off,vmport=off,memory-backend=memory"),
+            *("-machine", "q35,usb=off,vmport=off,memory-backend=memory"),
             # vhost-user is about memory that others can map.
             *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
             *("-m", f"{memory}M", "-smp", str(len(self.plan.cpus) or 1)),

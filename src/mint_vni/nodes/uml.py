@@ -25,7 +25,7 @@ from mint_vni import kernels
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest.boot import choose_kernel, modules_of
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
-from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
+from mint_vni.nodes.guest.launch import MANY_FILES, Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import GuestBoot, GuestRoot
 
@@ -95,6 +95,7 @@ class UmlNode(GuestNode):
             affinity=self._cgroup.affinity,
             env={"HOME": "/tmp", "TMPDIR": "/tmp", "PATH": ""},  # noqa: S108  # the same
             cwd="/" if directory is None else _KERNEL,
+            rlimits={"NOFILE": MANY_FILES},
         )
 
     def _arguments(self, streams: Streams) -> list[str]:

@@ -338,10 +338,12 @@ def close_all_but(kept: "set[int]") -> None:
 
 
 def limit_to(kind: int, value: int) -> None:
-    """Limit a resource; what is limited further already stays so."""
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    """Limit a resource; where more than the present limit is not to be had, that stays."""
+    try:
+        resource.setrlimit(kind, (value, value))
+    except (ValueError, OSError):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (min(value, hard), min(value, hard)))
 
 
 def drop_privileges(uid: int) -> None:

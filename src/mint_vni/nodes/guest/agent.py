@@ -202,7 +202,10 @@ class Agent:
                 data, fds = await _receive(connection)
                 if not data:
                     return
-                kept = await self._answer(connection, json.loads(data), fds)
+                request = json.loads(data)
+                if not isinstance(request, dict):
+                    raise TypeError("a request is a JSON object")
+                kept = await self._answer(connection, request, fds)
         except (OSError, ValueError, TypeError, KeyError) as error:
             # A request that makes no sense: its sender's mistake, and nobody else's trouble.
             with contextlib.suppress(OSError):

@@ -36,7 +36,6 @@ from mint_vni.nodes.guest.wire import (
     FrameReader,
     Hello,
     Open,
-    Tty,
     Type,
     encode,
     open_frames,
@@ -466,7 +465,7 @@ async def _start(
     try:
         relay.session = channel.open(_program(request), relay)
         await asyncio.wait_for(relay.started.wait(), _START_SECONDS)
-    except (KeyError, TypeError, ValueError, struct.error) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         return f"cannot run this: {error!r}"
     except TimeoutError:
         return f"has not answered for {_START_SECONDS:.0f} s; see 'mint logs'"
@@ -477,10 +476,10 @@ async def _start(
 
 def _program(request: Mapping[str, Any]) -> Open:
     return Open(
-        args=tuple(request["args"]),
-        env=dict(request["env"]),
+        args=tuple(str(word) for word in request["args"]),
+        env={str(name): str(value) for name, value in request["env"].items()},
         cwd=request.get("cwd") or "",
-        flags=Tty(request.get("flags", 0)),
+        flags=int(request.get("flags", 0)) & 0xFFFF,
         rows=int(request.get("rows", 0)) & 0xFFFF,
         columns=int(request.get("columns", 0)) & 0xFFFF,
         window=WINDOW,

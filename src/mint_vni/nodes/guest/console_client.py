@@ -16,7 +16,15 @@ import socket
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from exec_client import CANNOT_ENTER, PACKET_BYTES, PIECE, Terminal, complain, connect, write_all
+from exec_client import (  # type: ignore[import-not-found]  # it lies beside this script
+    CANNOT_ENTER,
+    PACKET_BYTES,
+    PIECE,
+    Terminal,
+    complain,
+    connect,
+    write_all,
+)
 
 ESCAPE = b"\x1d"
 
@@ -38,10 +46,10 @@ def main() -> int:
         answer = json.loads(connection.recv(PACKET_BYTES) or b"{}")
     except (OSError, ValueError) as error:
         complain(f"node {name} cannot be reached: its agent: {error}")
-        return CANNOT_ENTER
+        return int(CANNOT_ENTER)
     if not answer.get("ok"):
         complain(answer.get("error") or f"node {name} has ended")
-        return CANNOT_ENTER
+        return int(CANNOT_ENTER)
     terminal = Terminal()
     interactive = os.isatty(0) and terminal.take()
     if interactive:

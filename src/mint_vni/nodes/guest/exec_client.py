@@ -283,6 +283,8 @@ def main() -> int:
     Returns:
         The exit status, unless a signal ended it: then the same one ends this process.
     """
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass  # a stream that the caller has closed must not become the connection
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) == signal.default_int_handler:

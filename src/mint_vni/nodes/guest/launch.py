@@ -30,13 +30,16 @@ from mint_vni.errors import NodeError
 from mint_vni.nodes.proc import kill_process, open_process, process_start_time, reap, receive_fds
 from mint_vni.nodes.programs import find_program, search_path
 
-__all__ = ["Confinement", "Running", "launch", "library_binds"]
+__all__ = ["MANY_FILES", "Confinement", "Running", "launch", "library_binds"]
 
 _SCRIPT: Final = Path(__file__).with_name("_launch.py")
 _FIRST: Final = Path(__file__).parents[2] / "_bin" / "mint-first"
 
 # Longest that a step may take: it takes milliseconds, on a machine that swaps more.
 _STEP_SECONDS: Final = 20.0
+
+#: What shows a guest the host's files has one open for each that the guest's kernel remembers.
+MANY_FILES: Final = 1 << 20
 
 # What a program may have open and start. A User-Mode Linux has a process of the host for each
 # process of its guest; the limit counts those of its user, which is no one else's.

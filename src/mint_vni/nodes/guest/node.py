@@ -413,11 +413,14 @@ class GuestNode(Node):
         finally:
             os.close(pidfd)
 
-    def _close_files(self) -> None:
+    def _close_log(self) -> None:
         for fd in (self._log, *self._keep):
             if fd is not None:
                 os.close(fd)
         self._log, self._keep = None, ()
+
+    def _close_files(self) -> None:
+        self._close_log()
         for name in (IO_DIRECTORY, "initramfs", "root", "fs", "fs-root", "seed.iso"):
             path = self.context.state_dir / name
             if path.is_dir():

@@ -37,10 +37,11 @@ __all__ = ["EXEC_PORT", "GuestBoot", "GuestRoot", "Module", "guest_program"]
 #: The virtio-serial port with the exec channel, as QEMU's ``virtserialport,name=`` names it.
 EXEC_PORT: Final = "mint.exec"
 
-#: Where a guest finds mint-guest, its own files apart.
+#: Where a guest finds mint-guest, and the modules that it has loaded.
 GUEST_BIN: Final = "/run/mint-guest"
 
 _PROGRAM: Final = "mint-guest"
+_SHARED: Final = "/mint/run"  # in the initramfs; what GUEST_BIN shows of it
 _EMPTY: Final = "/mint/empty"
 _SEED_BYTES: Final = 64
 _TX_QUEUE: Final = 1000
@@ -52,6 +53,9 @@ _NODEV: Final = 0x4
 _NOEXEC: Final = 0x8
 _BIND: Final = 0x1000
 _SYSTEM: Final = _NOSUID | _NODEV | _NOEXEC
+
+# Loaded when the settings are made that a new interface takes over.
+_NETWORK: Final = ("failover", "net_failover", "virtio_net")
 
 _POWER_COMMANDS: Final = ("halt", "poweroff", "reboot", "shutdown")
 
@@ -153,8 +157,8 @@ class GuestBoot:
         archive = Initramfs()
         archive.device("/dev/console", 0o600, 5, 1)
         archive.directory("/mint", 0o700)
-        archive.file(f"/mint/bin/{_PROGRAM}", guest_program().read_bytes(), 0o755)
-        archive.symlink("/init", f"/mint/bin/{_PROGRAM}")
+        archive.file(f"{_SHARED}/{_PROGRAM}", guest_program().read_bytes(), 0o755)
+        archive.symlink("/init", f"{_SHARED}/{_PROGRAM}")
         for directory in ("/lower", "/upper", "/new"):
             archive.directory(directory)
         for number, module in enumerate(self.modules):
@@ -168,18 +172,24 @@ class GuestBoot:
     def script(self) -> str:
         """Return the script, see native/guest/script.c."""
         steps = _Steps()
-        for number, module in enumerate(self.modules):
-            steps.add("module", _module_path(number, module), "")
+        self._load(steps, late=False)
         self._mount_root(steps)
         _mount_own(steps)
         steps.add("switch-root", "/new")
         self._make_files(steps)
         self._make_settings(steps)
+        steps.add("console", may_fail=True)
         steps.add("sshd", self.sshd, "-D", "-e")
+        self._load(steps, late=True)
         steps.add(
             "interface", self.mac, self.interface, str(self.mtu), str(_TX_QUEUE), *self.addresses
         )
         return steps.text()
+
+    def _load(self, steps: _Steps, *, late: bool) -> None:
+        for number, module in enumerate(self.modules):
+            if (module.name.replace("-", "_") in _NETWORK) is late:
+                steps.add("module", _module_path(number, module), "")
 
     def _mount_root(self, steps: _Steps) -> None:
         if self.root.kind == "hostfs":
@@ -273,7 +283,7 @@ def _mount_own(steps: _Steps) -> None:
     for directory, mode in (("sshd", "755"), ("lock", "1777")):
         steps.add("mkdir", f"/new/run/{directory}", mode)
     steps.add("mkdir", "/new" + GUEST_BIN, "755")
-    steps.mount("/mint/bin", "/new" + GUEST_BIN, "", _BIND)
+    steps.mount(_SHARED, "/new" + GUEST_BIN, "", _BIND)
 
 
 def _escape(text: str) -> str:
@@ -281,7 +291,7 @@ def _escape(text: str) -> str:
 
 
 def _module_path(number: int, module: Module) -> str:
-    return f"/mint/modules/{number:02}-{module.name}.ko"
+    return f"{_SHARED}/modules/{number:02}-{module.name}.ko"
 
 
 def _file_path(number: int) -> str:

@@ -142,7 +142,7 @@ class Open:
         args: Its arguments; empty: root's login shell.
         env: All its variables; HOME, USER, LOGNAME and SHELL are added where they are missing.
         cwd: Where it starts; empty: in root's home.
-        flags: What is a terminal.
+        flags: What is a terminal, of `Tty`.
         rows: Of that.
         columns: Of that.
         window: Bytes that it may write at first.
@@ -151,7 +151,7 @@ class Open:
     args: tuple[str, ...]
     env: dict[str, str]
     cwd: str = ""
-    flags: Tty = Tty(0)
+    flags: int = 0
     rows: int = 0
     columns: int = 0
     window: int = 0
