@@ -45,6 +45,7 @@ class Guest:
         self.ssh.generate()
         self.files = etc_files(name, hosts) | self.ssh.node_files(name)
         self.console = b""
+        self._console: socket.socket | None = None
         self.started = time.monotonic()
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -66,8 +67,13 @@ class Guest:
         path.chmod(0o644)
         return path
 
+    def type(self, data: bytes) -> None:
+        """Type on the console."""
+        assert self._console is not None
+        self._console.sendall(data)
+
     def watch_console(self, stream: socket.socket) -> None:
-        self.con = stream
+        self._console = stream
 
         def read() -> None:
             with stream:
