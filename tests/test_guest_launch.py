@@ -50,7 +50,9 @@ class Launcher:
         return Confinement(**(values | changes))
 
     def start(self, script: str, **changes: Any) -> Running:
-        running = launch(self.spec(script, **changes), self.log, self.running.append, self.steps.append)
+        running = launch(
+            self.spec(script, **changes), self.log, self.running.append, self.steps.append
+        )
         assert self.running[-1] == running
         return running
 
@@ -83,9 +85,10 @@ def field(status: str, name: str) -> str:
 def test_privileges(launcher: Launcher) -> None:
     status = launcher.say("cat /proc/self/status; cat /proc/1/status")
     for name in ("Uid", "Gid"):
-        assert re.findall(rf"^{name}:[ \t]*(.*)$", status, re.MULTILINE) == [
-            "\t".join([str(UID)] * 4)
-        ] * 2, "also of the first process"
+        assert (
+            re.findall(rf"^{name}:[ \t]*(.*)$", status, re.MULTILINE)
+            == ["\t".join([str(UID)] * 4)] * 2
+        ), "also of the first process"
     assert field(status, "Groups") == ""
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         values = re.findall(rf"^{name}:[ \t]*(.*)$", status, re.MULTILINE)
@@ -230,11 +233,13 @@ def test_a_fault_after_any_step_ends_it(launcher: Launcher, step: str) -> None:
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     until(
         "no script is left",
-        lambda: not [
-            pid
-            for pid in children.read_text().split()
-            if "_launch.py" in Path(f"/proc/{pid}/cmdline").read_text()
-        ],
+        lambda: (
+            not [
+                pid
+                for pid in children.read_text().split()
+                if "_launch.py" in Path(f"/proc/{pid}/cmdline").read_text()
+            ]
+        ),
     )
 
 

@@ -23,7 +23,9 @@ PROGRAMS = {"uml": ("linux",), "qemu": ("qemu-system-x86", "virtiofsd")}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     """A guest that is ready."""
     need(request.param)
     bench = Bench(tmp_path_factory.mktemp(request.param), names=("a",))
@@ -107,7 +109,10 @@ def test_processes_are_in_namespaces_of_their_own(node: Node) -> None:
         for program in ("first", *PROGRAMS[node.kind]):
             assert link(f"/proc/{found[program]}/ns/{name}") not in (None, host), (program, name)
     for name in ("net", "ipc"):
-        assert link(f"/proc/{found['agent']}/ns/{name}") not in (None, link(f"/proc/self/ns/{name}"))
+        assert link(f"/proc/{found['agent']}/ns/{name}") not in (
+            None,
+            link(f"/proc/self/ns/{name}"),
+        )
     interfaces = Path(f"/proc/{node.pid}/net/dev").read_text().splitlines()[2:]
     assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
 
@@ -138,8 +143,12 @@ def test_nothing_of_the_host_can_be_written(node: Node) -> None:
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
             point, options, kind = left.split()[4], left.split()[5].split(","), right.split()[0]
-            assert "ro" in options or (kind == "tmpfs" and point == "/tmp") or (  # noqa: S108
-                point.startswith("/dev/") and "noexec" in options
+            assert (
+                "ro" in options
+                or (kind == "tmpfs" and point == "/tmp")
+                or (  # noqa: S108
+                    point.startswith("/dev/") and "noexec" in options
+                )
             ), line
             assert "nosuid" in options, line
 
@@ -193,7 +202,14 @@ def test_an_external_client_is_refused(node: Node) -> None:
 
 
 def test_the_agent_survives_nonsense(node: Node) -> None:
-    for data in (b"x", b"[]", b"{}", b'{"op": "nope"}', b'{"op": "guest"}', b'{"op": "wait", "seconds": "x"}'):
+    for data in (
+        b"x",
+        b"[]",
+        b"{}",
+        b'{"op": "nope"}',
+        b'{"op": "guest"}',
+        b'{"op": "wait", "seconds": "x"}',
+    ):
         with connect_in(node.context.state_dir, AGENT_SOCKET, socket.SOCK_SEQPACKET) as client:
             client.settimeout(5)
             client.send(data)
