@@ -326,8 +326,10 @@ def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str,
             problem = f"a node of kind {kind} has no {key}"
             remedy = f"leave {key} out, or write 'kind: {others}'"
             raise lines.error(("nodes", name, key), problem, remedy)
-    found = {key: _source(model, name, key) for key in _SPECIAL if key in known}
-    values = {key: value for key, (value, _) in found.items()}
+    found: dict[str, tuple[Any, Path]] = {
+        key: _source(model, name, key) for key in _SPECIAL if key in known
+    }
+    values: dict[str, Any] = {key: value for key, (value, _) in found.items()}
     if values.get("image"):
         for key in ("root", "kernel"):
             value, path = found[key]
@@ -439,14 +441,14 @@ def _check_cpus(plan: LabPlan, node: NodePlan, machine: MachineFacts) -> None:
 
 def _check_files(plan: LabPlan, node: NodePlan) -> None:
     """A guest's root is a directory, its image a file, and both can be read."""
-    wanted = [("root", node.root, os.path.isdir, "directory")] if node.root != ROOT else []
+    wanted = [("root", node.root, "directory")] if node.root != ROOT else []
     if node.image is not None:
-        wanted.append(("image", node.image, os.path.isfile, "file"))
-    for key, path, fits, what in wanted:
+        wanted.append(("image", node.image, "file"))
+    for key, path, what in wanted:
         place = _written(plan, node, key)
-        if not os.path.lexists(path):
+        if not os.path.exists(path):
             raise plan.lines.error(place, f"there is no {path}", "check the path")
-        if not fits(path):
+        if os.path.isdir(path) != (what == "directory"):
             raise plan.lines.error(place, f"{path} is no {what}", f"name a {what}")
         if not os.access(path, os.R_OK):
             remedy = f"run 'chmod +r {path}', or use sudo"

@@ -113,7 +113,7 @@ class Node(ABC):
 
     kind: ClassVar[str]
     attachment: ClassVar[str]
-    ready_seconds: ClassVar[float] = 30.0
+    ready_seconds: float = 30.0
     has_sshd: ClassVar[bool] = True
     revivable: ClassVar[bool] = False
 

@@ -2,15 +2,12 @@
 """Nodes of kind ``qemu``: a Linux of its own in a virtual machine.
 
 By KVM where a probe boot has shown that it works, else by TCG, QEMU's translator, which needs no
-hardware support. The root is a directory of the host (all of it, unless the lab says otherwise),
-read-only by virtiofs, with a writable layer in the guest's memory above; or a disk image, see
-`mint_vni.nodes.guest.image`.
+hardware support. Without an image, the root is a directory of the host (all of it, unless the lab
+says otherwise), read-only by virtiofs (`mint_vni.nodes.guest.virtiofs`), with a writable layer in the
+guest's memory above; kernel and initramfs are ours. With an image (`mint_vni.nodes.guest.image`) the
+machine boots from that disk, and a cloud-init seed (`mint_vni.nodes.guest.seed`) sets it up.
 
-virtiofsd shows the guest the host's files. It is confined as QEMU is, in namespaces of its own, and
-has the host's root, which QEMU has not; they meet at a socket in a directory that they alone see.
-
-Both devices that another process serves (vhost-user) are without MSI-X under TCG: QEMU 7.2 crashes
-there when a driver sets it up.
+vhost-user devices are without MSI-X under TCG: QEMU 7.2 crashes there when a driver sets it up.
 
 A guest that reboots is reset by QEMU and goes on with the same devices; one that panics, too. The
 agent ends a guest that is reset before it gets ready, see `mint_vni.nodes.guest.qmp`.
@@ -19,18 +16,23 @@ agent ends a guest that is reset before it gets ready, see `mint_vni.nodes.guest
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mint_vni import kernels
 from mint_vni.errors import NodeError
-from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET, listen_in
+from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
 from mint_vni.nodes.guest.boot import choose_kernel, modules_of
-from mint_vni.nodes.guest.launch import MANY_FILES, Bind, Confinement, library_binds
+from mint_vni.nodes.guest.image import Image, inspect_image, make_overlay
+from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import EXEC_PORT, GuestBoot, GuestRoot
+from mint_vni.nodes.guest.virtiofs import FS_DIRECTORY, FS_SOCKET, FS_TAG, file_server, listen
 from mint_vni.nodes.programs import find_program
+
+if TYPE_CHECKING:
+    from mint_vni.lab.plan import NodePlan
+    from mint_vni.nodes.base import NodeContext
 
 __all__ = ["QemuNode"]
 
@@ -38,10 +40,7 @@ _QEMU: Final = ("qemu-system-x86_64", "qemu-system-x86")
 _MODULES: Final = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net")
 _KERNEL: Final = "/boot/vmlinuz"
 _INITRAMFS: Final = "/boot/initramfs"
-_FS_DIRECTORY: Final = "fs"
-_FS_SOCKET: Final = "virtiofs.sock"
-_FS_TAG: Final = "root"
-_VIEW: Final = "/host"
+_SEED: Final = "/boot/seed.iso"
 
 # Where QEMU looks for firmware; and for parts of itself that it loads when they are asked for.
 _DATA: Final = ("/usr/share/qemu", "/usr/share/seabios")
@@ -55,8 +54,12 @@ _QUEUES: Final = ",rx_queue_size=1024,tx_queue_size=1024"
 # Translated code that QEMU keeps, MiB. It would take up to 1 GiB if it was let.
 _TRANSLATED: Final = 64
 # "Enhanced rep movs" means fast to programs, and is slow when translated byte by byte: without it
-# a guest takes a third less to get ready.
+# a guest takes less to get ready.
 _CPU: Final = {"tcg": "max,-erms", "kvm": "host"}
+
+# An image boots as slowly as its makers like, and may reboot to grow its disk.
+_IMAGE_READY_SECONDS: Final = 600.0
+_IMAGE_RESETS: Final = 3
 
 
 class QemuNode(GuestNode):
@@ -68,9 +71,20 @@ class QemuNode(GuestNode):
 
     _kernel: kernels.Kernel
     _virtiofsd: kernels.Program
+    _image: Image | None = None
+
+    def __init__(self, plan: NodePlan, context: NodeContext) -> None:
+        super().__init__(plan, context)
+        if plan.image is not None:
+            self.ready_seconds = _IMAGE_READY_SECONDS
+            self.resets_max = _IMAGE_RESETS
 
     def _find(self) -> None:
         self._qemu = find_program(*_QEMU)
+        if self.plan.image is not None:
+            self._image = inspect_image(self.plan.name, self.plan.image)
+            self._accelerator = "kvm" if kernels.kvm_works() else "tcg"
+            return
         self._kernel = choose_kernel(self.plan, "qemu")
         self._accelerator = "kvm" if kernels.kvm_works(self._kernel) else "tcg"
         self._virtiofsd = kernels.virtiofsd()
@@ -82,75 +96,60 @@ class QemuNode(GuestNode):
             )
 
     def _write_files(self) -> None:
+        if self._image is not None:
+            from mint_vni.nodes.guest.seed import make_seed
+
+            self._write_private("seed.iso", make_seed(self.plan, self.context))
+            return
         boot = GuestBoot.plan(
             self.plan,
             self.context,
-            GuestRoot("virtiofs", _FS_TAG),
+            GuestRoot("virtiofs", FS_TAG),
             f"port:{EXEC_PORT}",
             modules_of(self._kernel, _MODULES),
         )
         self._write_private("initramfs", boot.initramfs())
 
-    # ------------------------------------------------------------------ virtiofsd
+    def _make_kept(self) -> tuple[int, ...]:
+        return () if self._image is None else (make_overlay(self._image.size),)
+
+    def _open_files(self) -> list[int]:
+        return [] if self._image is None else self._image.open()
 
     def _start_helpers(self) -> None:
+        if self._image is not None:
+            return
         context = self.context
-        directory = context.state_dir / _FS_DIRECTORY
-        directory.mkdir(mode=0o755, exist_ok=True)
-        os.chmod(directory, 0o755)
-        listener = listen_in(directory, _FS_SOCKET, socket.SOCK_STREAM, context.guest_uid)
-        with listener:
-            self._launch_helper(self._file_server(listener.fileno()))
-
-    def _file_server(self, listener: int) -> Confinement:
-        program = self._virtiofsd
-        own = program.directory
-        return Confinement(
-            name=self.plan.name,
-            uid=self.context.guest_uid,
-            mount_point=self._mount_point("fs-root"),
-            argv=[
-                program.argv0,
-                f"--fd={listener}",
-                f"--shared-dir={_VIEW}",
-                "--sandbox=none",
-                "--readonly",
-                # What lies below an overlay must not change anyway.
-                "--cache=always",
-                # Else overlayfs refuses other file systems of the host inside this one.
-                "--no-announce-submounts",
-                "--inode-file-handles=never",
-                "--log-level=error",
-            ],
-            binds=[(str(own), "/virtiofsd", "x")] if own else library_binds(str(program.path)),
-            view=(str(self._root), _VIEW),
-            fds=[listener],
-            cgroups=self._cgroup.node_procs,
-            affinity=self._cgroup.affinity,
-            cwd="/virtiofsd" if own else "/",
-            rlimits={"NOFILE": MANY_FILES},
-        )
+        with listen(context.state_dir, context.guest_uid) as listener:
+            server = file_server(
+                self._virtiofsd,
+                self._root,
+                listener.fileno(),
+                name=self.plan.name,
+                uid=context.guest_uid,
+                mount_point=self._mount_point("fs-root"),
+                cgroups=self._cgroup.node_procs,
+                affinity=self._cgroup.affinity,
+            )
+            self._launch_helper(server)
 
     # ------------------------------------------------------------------ QEMU
 
     def _confinement(self, streams: Streams) -> Confinement:
         context = self.context
-        state = context.state_dir
         return Confinement(
             name=self.plan.name,
             uid=context.guest_uid,
             mount_point=self._mount_point("root"),
-            argv=[self._qemu, *self._arguments(streams)],
+            argv=[self._qemu, *self._machine(), *self._boots(streams), *self._devices(streams)],
             binds=[
                 *self._program_binds(),
-                (str(self._kernel.image), _KERNEL, ""),
-                (str(state / "initramfs"), _INITRAMFS, ""),
-                (str(state / IO_DIRECTORY), "/run/mint", ""),
-                (str(state / _FS_DIRECTORY), "/run/fs", ""),
+                *self._boot_binds(),
+                (str(context.state_dir / IO_DIRECTORY), "/run/mint", ""),
             ],
             tmpfs=[("/tmp", 1 << 20, 0o700)],  # noqa: S108  # its own
             private_devices=["kvm"] if self._accelerator == "kvm" else [],
-            fds=streams.fds,
+            fds=[*streams.fds, *self._keep],
             cgroups=self._cgroup.node_procs,
             affinity=self._cgroup.affinity,
             env={"HOME": "/tmp", "TMPDIR": "/tmp", "PATH": ""},  # noqa: S108  # the same
@@ -165,15 +164,14 @@ class QemuNode(GuestNode):
             *((path, path, "") for path in _DATA if os.path.isdir(path)),
         ]
 
-    def _arguments(self, streams: Streams) -> list[str]:
+    def _boot_binds(self) -> list[Bind]:
+        state = self.context.state_dir
+        if self._image is not None:
+            return [(str(state / "seed.iso"), _SEED, "")]
         return [
-            *self._machine(),
-            *("-kernel", _KERNEL, "-initrd", _INITRAMFS),
-            *("-append", "console=ttyS0 panic=-1"),
-            *self._channels(streams),
-            *self._network(),
-            *("-chardev", f"socket,id=fs,path=/run/fs/{_FS_SOCKET}"),
-            *("-device", f"vhost-user-fs-pci,chardev=fs,tag={_FS_TAG}{self._vectors()}"),
+            (str(self._kernel.image), _KERNEL, ""),
+            (str(state / "initramfs"), _INITRAMFS, ""),
+            (str(state / FS_DIRECTORY), "/run/fs", ""),
         ]
 
     def _machine(self) -> list[str]:
@@ -193,8 +191,29 @@ class QemuNode(GuestNode):
             ),
         ]
 
-    def _channels(self, streams: Streams) -> list[str]:
-        """Console, exec channel, monitor."""
+    def _boots(self, streams: Streams) -> list[str]:
+        """What the machine boots from, and its root."""
+        if self._image is None:
+            return [
+                *("-kernel", _KERNEL, "-initrd", _INITRAMFS),
+                *("-append", "console=ttyS0 panic=-1"),
+                *("-chardev", f"socket,id=fs,path=/run/fs/{FS_SOCKET}"),
+                *("-device", f"vhost-user-fs-pci,chardev=fs,tag={FS_TAG}{self._vectors()}"),
+            ]
+        sets = list(enumerate([*self._keep, *streams.files], 1))
+        seed = f"driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename={_SEED}"
+        return [
+            *(word for number, fd in sets for word in ("-add-fd", f"fd={fd},set={number}")),
+            *("-blockdev", self._image.block_device("disk")),
+            *("-device", "virtio-blk-pci,drive=disk,bootindex=0"),
+            *("-blockdev", f"{seed},file.read-only=on"),
+            *("-device", "virtio-blk-pci,drive=seed"),
+            *("-object", "rng-random,id=random,filename=/dev/urandom"),
+            *("-device", "virtio-rng-pci,rng=random"),
+        ]
+
+    def _devices(self, streams: Streams) -> list[str]:
+        """Console, exec channel, monitor, interface."""
         return [
             *("-chardev", f"socket,id=console,fd={streams.console}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=exec,fd={streams.exec}"),
@@ -202,10 +221,6 @@ class QemuNode(GuestNode):
             *("-device", f"virtserialport,chardev=exec,name={EXEC_PORT}"),
             *("-chardev", f"socket,id=monitor,fd={streams.monitor}"),
             *("-mon", "chardev=monitor,mode=control"),
-        ]
-
-    def _network(self) -> list[str]:
-        return [
             *("-chardev", f"socket,id=vhost,path=/run/mint/{VHOST_SOCKET},reconnect=1"),
             *("-netdev", "vhost-user,id=vni,chardev=vhost"),
             "-device",
@@ -216,4 +231,5 @@ class QemuNode(GuestNode):
         return ",vectors=0" if self._accelerator == "tcg" else ""
 
     def _details(self) -> dict[str, Any]:
-        return {"kernel_version": self._kernel.version, "accelerator": self._accelerator}
+        version = self._kernel.version if self._image is None else None
+        return {"kernel_version": version, "accelerator": self._accelerator}

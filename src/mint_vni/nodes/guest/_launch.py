@@ -73,34 +73,16 @@ SECUREBITS_LOCKED = 0b11101111
 FIRST = "/mint-first"
 
 #: What of the host is no part of a view of its file system.
-HIDDEN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/tmp", "/boot/efi")
+HIDDEN = (
+    *("/proc", "/sys", "/dev", "/run", "/var/run", "/boot/efi"),
+    *("/tmp", "/var/tmp"),  # noqa: S108  # the places, not files in them
+)
 PSEUDO = frozenset(
-    [
-        "autofs",
-        "bpf",
-        "binfmt_misc",
-        "cgroup",
-        "cgroup2",
-        "configfs",
-        "debugfs",
-        "devpts",
-        "devtmpfs",
-        "efivarfs",
-        "fusectl",
-        "hugetlbfs",
-        "mqueue",
-        "nfsd",
-        "nsfs",
-        "proc",
-        "pstore",
-        "ramfs",
-        "rpc_pipefs",
-        "securityfs",
-        "selinuxfs",
-        "sysfs",
-        "tmpfs",
-        "tracefs",
-    ]
+    (
+        *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts"),
+        *("devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nfsd", "nsfs", "proc"),
+        *("pstore", "ramfs", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tmpfs", "tracefs"),
+    )
 )
 
 libc = ctypes.CDLL(None, use_errno=True)

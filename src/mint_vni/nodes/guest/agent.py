@@ -59,7 +59,7 @@ from mint_vni.nodes.guest._launch import (
     drop_privileges,
     libc,
 )
-from mint_vni.nodes.guest.channel import CONTROL_BYTES, GuestChannel, serve_exec
+from mint_vni.nodes.guest.channel import CONTROL_BYTES, Bye, GuestChannel, serve_exec
 from mint_vni.nodes.guest.console import Console, Scrollback
 from mint_vni.nodes.proc import receive_fds
 from mint_vni.ports.vhost_user.server import VhostUserServer
@@ -202,10 +202,7 @@ class Agent:
                 data, fds = await _receive(connection)
                 if not data:
                     return
-                request = json.loads(data)
-                if not isinstance(request, dict):
-                    raise TypeError("a request is a JSON object")
-                kept = await self._answer(connection, request, fds)
+                kept = await self._answer(connection, _parse(data), fds)
         except (OSError, ValueError, TypeError, KeyError) as error:
             # A request that makes no sense: its sender's mistake, and nobody else's trouble.
             with contextlib.suppress(OSError):
@@ -318,7 +315,7 @@ class Agent:
         return {name: log.text() for name, log in sources.items()}
 
     async def _op_power(self, request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
-        how = "reboot" if request.get("how") == "reboot" else "power-off"
+        how: Bye = "reboot" if request.get("how") == "reboot" else "power-off"
         asked = self._channel is not None and self._channel.power(how)
         if not asked and self._monitor is not None:
             command = "system_powerdown" if how == "power-off" else "system_reset"
@@ -336,6 +333,13 @@ class Agent:
 
 
 # ---------------------------------------------------------------------------------- sockets
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    request = json.loads(data)
+    if not isinstance(request, dict):
+        raise TypeError("a request is a JSON object")
+    return request
 
 
 def _is_root(connection: socket.socket) -> bool:
@@ -356,7 +360,12 @@ async def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 async def _readable(connection: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, lambda: future.done() or future.set_result(None))
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.add_reader(connection, wake)
     try:
         await future
     finally:

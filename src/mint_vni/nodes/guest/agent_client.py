@@ -29,7 +29,15 @@ from mint_vni.nodes.programs import find_program
 if TYPE_CHECKING:
     from mint_vni.nodes.guest.agent import Config
 
-__all__ = ["AGENT_SOCKET", "IO_DIRECTORY", "VHOST_SOCKET", "AgentClient", "connect_in", "listen_in"]
+__all__ = [
+    "AGENT_SOCKET",
+    "IO_DIRECTORY",
+    "VHOST_SOCKET",
+    "AgentClient",
+    "connect_in",
+    "listen_in",
+    "make_shared",
+]
 
 AGENT_SOCKET: Final = "agent.sock"
 IO_DIRECTORY: Final = "io"
@@ -131,8 +139,7 @@ class AgentClient:
             NodeError: It could not be started.
         """
         io = self.directory / IO_DIRECTORY
-        io.mkdir(mode=0o755, exist_ok=True)
-        os.chmod(io, 0o755)
+        make_shared(io)
         control = listen_in(self.directory, AGENT_SOCKET, socket.SOCK_SEQPACKET, os.geteuid())
         vhost = (
             listen_in(io, VHOST_SOCKET, socket.SOCK_STREAM, guest_uid)
@@ -149,8 +156,7 @@ class AgentClient:
             fds = [control.fileno(), vhost.fileno()]
             try:
                 socket.send_fds(ours, [json.dumps(asdict(config)).encode()], fds)
-                if not ours.recv(4096):
-                    raise NodeError("its agent ended while it started")
+                _expect_ready(ours)
                 hold(self.process)
                 ours.send(b"go")
             except BaseException as error:
@@ -225,6 +231,17 @@ class AgentClient:
             for path in (AGENT_SOCKET, f"{IO_DIRECTORY}/{VHOST_SOCKET}"):
                 (self.directory / path).unlink(missing_ok=True)
         return ended
+
+
+def make_shared(directory: Path) -> None:
+    """Make a directory that another process's user may search; the one above it is root's alone."""
+    directory.mkdir(exist_ok=True)
+    os.chmod(directory, 0o755)  # noqa: S103
+
+
+def _expect_ready(leash: socket.socket) -> None:
+    if not leash.recv(4096):
+        raise NodeError("its agent ended while it started")
 
 
 def _spawn(leash: socket.socket, log: int, keep: Sequence[int]) -> int:

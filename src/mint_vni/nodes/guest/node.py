@@ -57,6 +57,7 @@ _UNDO_SECONDS: Final = 10.0
 _POWER_OFF_SECONDS: Final = 3.0
 _AGENT_STDERR: Final = 2
 _QUOTED_LINES: Final = 8
+_PANIC: Final = "Kernel panic"
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\S\n ]|[\x00-\x08\x0e-\x1f]")
 
 
@@ -68,28 +69,33 @@ class Streams:
         console: Its console.
         exec: Its exec channel.
         monitor: QEMU's monitor; None for other kinds.
+        files: Files that this boot takes, see `GuestNode._open_files`.
     """
 
     console: int
     exec: int
     monitor: int | None = None
+    files: tuple[int, ...] = ()
 
     @property
     def fds(self) -> list[int]:
         """All of them."""
-        return [fd for fd in (self.console, self.exec, self.monitor) if fd is not None]
+        streams = (self.console, self.exec, self.monitor)
+        return [fd for fd in streams if fd is not None] + list(self.files)
 
 
 class GuestNode(Node):
     """A node whose kernel runs in a process of the host; see the module."""
 
     attachment: ClassVar[str] = "vhost-user"
-    ready_seconds: ClassVar[float] = 60.0
+    ready_seconds: float = 60.0
     revivable: ClassVar[bool] = True
     #: Bytes that the guest's process may take besides the guest's memory.
     overhead: ClassVar[int]
     #: Whether there is a monitor.
     monitored: ClassVar[bool] = False
+    #: How often the guest may be reset before it is ready.
+    resets_max: int = 0
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
         super().__init__(plan, context)
@@ -119,6 +125,14 @@ class GuestNode(Node):
     @abstractmethod
     def _confinement(self, streams: Streams) -> Confinement:
         """Return the guest's process."""
+
+    def _make_kept(self) -> tuple[int, ...]:
+        """Return descriptors that the agent is to hold for all boots of the guest."""
+        return ()
+
+    def _open_files(self) -> list[int]:
+        """Open what one boot takes besides; closed when the guest's process has it."""
+        return []
 
     def _start_helpers(self) -> None:
         """Start processes that the guest's needs, see `_launch_helper`."""
@@ -151,6 +165,7 @@ class GuestNode(Node):
         self._make_cgroup()
         self._done("cgroup")
         self._log = make_log(f"mint-{self.plan.name}")
+        self._keep = self._make_kept()
         self._start_agent()
         self._done("agent")
         self._write_files()
@@ -181,6 +196,7 @@ class GuestNode(Node):
             mac=plan.mac,
             mtu=plan.mtu,
             offload=plan.offload,
+            resets_max=self.resets_max,
             qmp=self.monitored,
         )
         uid, hold = self.context.guest_uid, self._hold_agent
@@ -202,16 +218,18 @@ class GuestNode(Node):
         self._end_helpers(time.monotonic() + _UNDO_SECONDS)
         self._start_helpers()
         self._done("helpers")
-        pairs = [socket.socketpair() for _ in range(2 + self.monitored)]
-        try:
+        with contextlib.ExitStack() as opened:
+            files = self._open_files()
+            for fd in files:
+                opened.callback(os.close, fd)
+            pairs = [socket.socketpair() for _ in range(2 + self.monitored)]
+            for end in (end for pair in pairs for end in pair):
+                opened.enter_context(end)
             ours, theirs = [a.fileno() for a, _ in pairs], [b.fileno() for _, b in pairs]
             self._agent.request("guest", ours, qmp=self.monitored)
-            streams = Streams(*theirs)
+            monitor = theirs[2] if self.monitored else None
+            streams = Streams(theirs[0], theirs[1], monitor, tuple(files))
             self._launch(self._confinement(streams))
-        finally:
-            for pair in pairs:
-                for end in pair:
-                    end.close()
         self._state = "running"
 
     def _launch(self, spec: Confinement) -> None:
@@ -432,7 +450,7 @@ class GuestNode(Node):
         """Make an error that names the node and quotes the end of what was said."""
         said = self.logs()["node"] if said is None else said
         lines = [line.strip() for line in _ESCAPES.sub("", said).splitlines()]
-        tail = " | ".join([line for line in lines if line][-_QUOTED_LINES:])
+        tail = " | ".join(_telling([line for line in lines if line]))
         return NodeError(f"node {self.plan.name} {problem}" + (f" [{tail}]" if tail else ""))
 
     def _mount_point(self, name: str) -> str:
@@ -470,6 +488,13 @@ class GuestNode(Node):
     def ssh_argv(cls, facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> list[str]:
         """Return a command line; see `mint_vni.nodes.ssh_argv`."""
         return argv.ssh_argv(facts, args, tty=tty)
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """The lines that say most of why it ended: the last, or those from its last panic on."""
+    panics = [number for number, line in enumerate(lines) if _PANIC in line]
+    start = panics[-1] if panics else len(lines) - _QUOTED_LINES
+    return lines[max(0, start) :][:_QUOTED_LINES]
 
 
 def _reopen(pid: int, fd: int) -> int:
