@@ -206,8 +206,7 @@ class VhostDevice:
                 queue.enabled = True
         if self._link is not None:
             self._link.features(features)
-            for index in range(QUEUES):
-                self._run(index)
+            self._run_all()
 
     def _reset_owner(self, payload: bytes, _fds: list[int]) -> None:
         _expect_empty(payload)
@@ -223,7 +222,13 @@ class VhostDevice:
         self._drop_memory()
         self._memory = list(zip(regions, fds, strict=True))
         fds.clear()
-        self._tell_memory()
+        try:
+            self._tell_memory()
+        except LinkError as error:
+            if error.errno is not None:  # not kept: no later worker would take it either
+                self._drop_memory()
+                self._with_link(WorkerLink.clear)
+            raise
 
     def _set_vring_num(self, payload: bytes, _fds: list[int]) -> None:
         state = VringState.parse(payload)
@@ -384,8 +389,18 @@ class VhostDevice:
         self._link.clear()
         for region, fd in self._memory:
             self._link.memory(region, fd)
+        self._run_all()
+
+    def _run_all(self) -> None:
+        """Have the worker serve what queues there are.
+
+        One that it refuses waits for another address, and is not the fault of what was said last.
+        """
         for index in range(QUEUES):
-            self._run(index)
+            try:
+                self._run(index)
+            except LinkError as error:
+                self._worker_failed(error)
 
     def _run(self, index: int) -> None:
         """Have the worker serve a queue, if all of it is known."""
