@@ -28,7 +28,9 @@ def output(*argv: str) -> str:
 
 def missing_packages() -> list[str]:
     """The program's package and the libraries behind it that this machine has not installed."""
-    installed = {line.split(":")[0] for line in output("dpkg-query", "-f", "${Package}\n", "-W").split()}
+    installed = {
+        line.split(":")[0] for line in output("dpkg-query", "-f", "${Package}\n", "-W").split()
+    }
     seen: set[str] = set()
     todo = set(ROOTS)
     while todo := todo - seen - installed:

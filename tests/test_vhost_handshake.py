@@ -14,7 +14,15 @@ import pytest
 import vhost_util
 from fabric_util import wait_until
 from mint_vni.errors import FabricError
-from mint_vni.testing import RX, TX, BackendRequest, Feature, ProtocolFeature, Request, VhostFrontend
+from mint_vni.testing import (
+    RX,
+    TX,
+    BackendRequest,
+    Feature,
+    ProtocolFeature,
+    Request,
+    VhostFrontend,
+)
 from mint_vni.testing.protocol import (
     FLAG_NEED_REPLY,
     HEADER,
@@ -66,10 +74,10 @@ def test_nothing_is_offered_that_is_not_there(made: Bench) -> None:
 
 
 def test_without_offload_none_is_offered(tmp_path: Path) -> None:
-    with vhost_util.bench(tmp_path, options={"offload": False}) as plain:
-        with plain.g.connect() as fe:
-            assert not fe.offered & (OFFLOADS | Feature.HOST_ECN | Feature.GUEST_ECN)
-            talk(plain, fe)
+    options = {"offload": False}
+    with vhost_util.bench(tmp_path, options=options) as plain, plain.g.connect() as fe:
+        assert not fe.offered & (OFFLOADS | Feature.HOST_ECN | Feature.GUEST_ECN)
+        talk(plain, fe)
 
 
 def test_the_configuration_in_every_size(made: Bench) -> None:

@@ -19,7 +19,18 @@ import pytest
 import vhost_util
 from fabric_util import asleep, frame, wait_until
 from mint_vni.errors import ReceiveTimeout
-from mint_vni.testing import INDIRECT, NEXT, RX, TX, WRITE, Desc, Feature, Ring, VhostFrontend
+from mint_vni.testing import (
+    INDIRECT,
+    NEXT,
+    RX,
+    TX,
+    WRITE,
+    Desc,
+    Feature,
+    Frame,
+    Ring,
+    VhostFrontend,
+)
 from mint_vni.testing.protocol import GUEST_FEATURES
 from vhost_util import STYLES, Bench, others_talk, talk
 
@@ -167,16 +178,14 @@ CASES: dict[str, Break] = {
         same, lambda d: last(d)._replace(flags=(d.flags ^ WRITE) & ~NEXT)
     ),
     "an indirect table within another": nested,
-    "an indirect table of no entries": single(lambda fe, w: Desc(fe.memory.alloc(64), 0, INDIRECT)),
+    "an indirect table of no entries": single(lambda fe, _: Desc(fe.memory.alloc(64), 0, INDIRECT)),
     "an indirect table of half an entry": indirect(last, size=24),
     "an indirect table of one byte": indirect(last, size=1),
-    "an indirect table outside memory": single(lambda fe, w: Desc(fe.memory.end, 160, INDIRECT)),
+    "an indirect table outside memory": single(lambda fe, _: Desc(fe.memory.end, 160, INDIRECT)),
     "an indirect table across the end": table_across_end,
     "an indirect table in a circle": indirect(same, lambda d: d._replace(next=0)),
     "an indirect table out of itself": indirect(same, lambda d: d._replace(next=2)),
-    "a huge indirect table in a circle": indirect(
-        lambda d: d._replace(next=0), size=0xFFFF_FFF0
-    ),
+    "a huge indirect table in a circle": indirect(lambda d: d._replace(next=0), size=0xFFFF_FFF0),
     "an indirect table with a next": indirect(last, flags=NEXT),
 }
 
@@ -207,7 +216,7 @@ def test_a_broken_chain_stops_its_queue_only(made: Bench, case: str, which: int)
     pid, before = made.g.pid, made.g.counters()["ring_errors"]
     lines = len(made.g.worker_log())
     with made.g.connect(auto_refill=False) as fe:
-        fe.refill(which == TX and 50 or 0)
+        fe.refill(50 if which == TX else 0)
         CASES[case](fe, fe.rings[which], which == RX)
         provoke(made, fe.rings[which])
         expect_broken(made, before)
@@ -243,13 +252,13 @@ def test_one_line_of_log_says_which_queue(made: Bench) -> None:
             assert name in said[0]
 
 
-def collect(fe: VhostFrontend) -> list[object]:
-    got = []
+def collect(fe: VhostFrontend) -> list[Frame]:
+    got: list[Frame] = []
     while True:
         try:
             got.append(fe.recv(0.3 if not got else 0.02))
         except ReceiveTimeout:
-            return got  # type: ignore[return-value]
+            return got
 
 
 @pytest.mark.parametrize("which", [RX, TX], ids=["rx", "tx"])
@@ -355,9 +364,7 @@ def test_a_storm_of_kicks(made: Bench, other: VhostFrontend) -> None:
 
 
 @pytest.mark.parametrize("when", ["start", "traffic"])
-def test_memory_that_is_cut_short(
-    made: Bench, other: VhostFrontend, when: str
-) -> None:
+def test_memory_that_is_cut_short(made: Bench, other: VhostFrontend, when: str) -> None:
     """The file shrinks under the worker's mapping."""
     pid, before = made.g.pid, made.g.counters()["ring_errors"]
     with made.g.connect() as fe:

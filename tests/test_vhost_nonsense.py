@@ -257,22 +257,22 @@ def test_addresses_without_memory_and_rings_without_addresses(made: Bench) -> No
 
 
 U64 = 1 << 64
-BAD_TABLES: dict[str, Callable[[VhostFrontend, int, int, int, int], list[tuple[int, ...]]]] = {
-    "longer than its file": lambda fe, g, n, u, o: [(g, n * 10, u, o)],
-    "behind its file": lambda fe, g, n, u, o: [(g, n, u, o + (1 << 40))],
-    "an offset that wraps": lambda fe, g, n, u, o: [(g, n, u, U64 - 4096)],
-    "of length 0": lambda fe, g, n, u, o: [(g, 0, u, o)],
-    "a length that wraps": lambda fe, g, n, u, o: [(g, U64 - 1, u, o)],
-    "a guest address that wraps": lambda fe, g, n, u, o: [(U64 - 4096, n, u, o)],
-    "a user address that wraps": lambda fe, g, n, u, o: [(g, n, U64 - 4096, o)],
-    "the same twice": lambda fe, g, n, u, o: [(g, n, u, o), (g, n, u, o)],
-    "overlapping": lambda fe, g, n, u, o: [(g, n, u, o), (g + 4096, n, u + (1 << 40), o)],
+BAD_TABLES: dict[str, Callable[[int, int, int, int], list[tuple[int, ...]]]] = {
+    "longer than its file": lambda g, n, u, o: [(g, n * 10, u, o)],
+    "behind its file": lambda g, n, u, o: [(g, n, u, o + (1 << 40))],
+    "an offset that wraps": lambda g, n, u, _: [(g, n, u, U64 - 4096)],
+    "of length 0": lambda g, _, u, o: [(g, 0, u, o)],
+    "a length that wraps": lambda g, _, u, o: [(g, U64 - 1, u, o)],
+    "a guest address that wraps": lambda _, n, u, o: [(U64 - 4096, n, u, o)],
+    "a user address that wraps": lambda g, n, _, o: [(g, n, U64 - 4096, o)],
+    "the same twice": lambda g, n, u, o: [(g, n, u, o), (g, n, u, o)],
+    "overlapping": lambda g, n, u, o: [(g, n, u, o), (g + 4096, n, u + (1 << 40), o)],
 }
 BAD_FILES: dict[str, Callable[[VhostFrontend], int]] = {
-    "a directory": lambda fe: os.open("/", os.O_RDONLY),
-    "an eventfd": lambda fe: os.eventfd(0),
+    "a directory": lambda _: os.open("/", os.O_RDONLY),
+    "an eventfd": lambda _: os.eventfd(0),
     "read-only": lambda fe: os.open(f"/proc/self/fd/{fe.memory.fds()[0]}", os.O_RDONLY),
-    "a device": lambda fe: os.open("/dev/zero", os.O_RDWR),
+    "a device": lambda _: os.open("/dev/zero", os.O_RDWR),
 }
 
 
@@ -290,7 +290,7 @@ def refuses(made: Bench, fe: VhostFrontend, table: list[tuple[int, ...]], fds: l
 @pytest.mark.parametrize("what", BAD_TABLES)
 def test_memory_that_can_not_be_is_refused(made: Bench, what: str) -> None:
     with made.g.connect(style="uml") as fe:
-        table = BAD_TABLES[what](fe, *fe.memory.table()[0])
+        table = BAD_TABLES[what](*fe.memory.table()[0])
         refuses(made, fe, table, fe.memory.fds()[:1] * len(table))
 
 
@@ -414,7 +414,7 @@ def test_any_messages(made: Bench, said: list[tuple[int, int, bytes, int]], star
             if started:
                 fe.style.connect(fe)
                 fe.start()
-            fds = [fe.memory.fds()[0], fe.rings[0].kick_fd if fe.rings[0].kick_fd >= 0 else 0]
+            fds = [fe.memory.fds()[0], max(fe.rings[0].kick_fd, 0)]
             for request_, flags, payload, count in said:
                 fe.connection.send(request_, payload, (fds * 4)[:count], flags)
             for ring in fe.rings:
