@@ -392,3 +392,25 @@ def test_the_other_guest_noticed_nothing(made: Bench, other: VhostFrontend) -> N
     talk(made, other, "h")
     assert made["h"].counters()["ring_errors"] == 0
     assert made["h"].status()["connections"] == 1
+
+
+def test_a_guest_that_hangs_its_own_worker(made: Bench, other: VhostFrontend) -> None:
+    """An eventfd is one file for both: the guest fills it and makes writing to it wait.
+
+    That is its own port's loss, and ends with the guest.
+    """
+    pid = made.g.pid
+    with made.g.connect() as fe:
+        ring = fe.rings[RX]
+        assert isinstance(ring.call, int)
+        os.set_blocking(ring.call, True)
+        ring.drain_calls()
+        os.eventfd_write(ring.call, (1 << 64) - 2)
+        ring.used_event = ring.used_idx
+        made.x.send(frame(made.x, made.g.mac, bytes(100)))
+        wait_until(lambda: ring.used_idx == 1, "it calls")
+        others_talk(made)
+        talk(made, other, "h")
+    with made.g.connect() as fe:
+        talk(made, fe)
+    assert made.g.pid == pid

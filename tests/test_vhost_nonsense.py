@@ -318,6 +318,9 @@ def odd_descriptors() -> Iterator[tuple[str, int, list[int]]]:
             os.write(write, bytes(4096))
     os.set_blocking(write, True)
     yield "a full pipe", write, [read]
+    read, write = os.pipe()
+    os.close(read)
+    yield "a pipe that nobody reads", write, []
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     one.setblocking(False)
     with contextlib.suppress(BlockingIOError):

@@ -82,6 +82,16 @@ class _Queue:
     started: bool = False
     enabled: bool = False
 
+    def release_worker(self) -> None:
+        """Take what waits in the call descriptor.
+
+        An eventfd is one file for all who have it: the guest can fill it and undo O_NONBLOCK, and
+        then the worker's signal waits, also when the guest is gone. RWF_NOWAIT: so that ours can't.
+        """
+        if self.call is not None:
+            with contextlib.suppress(OSError):
+                os.preadv(self.call, [bytearray(8)], -1, os.RWF_NOWAIT)
+
     def close(self) -> None:
         for fd in (self.kick, self.call, self.err):
             if fd is not None:
@@ -176,6 +186,8 @@ class VhostDevice:
 
     def reset(self) -> None:
         """Forget the guest: it disconnected."""
+        for queue in self._queues:
+            queue.release_worker()
         self._with_link(WorkerLink.clear)
         self._drop_memory()
         for queue in self._queues:
