@@ -22,6 +22,7 @@
 #include "gmem.h"
 #include "worker.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,6 +153,7 @@ int main(void)
     static struct mint_worker w; /* zero, and too large for the stack */
 
     prctl(PR_SET_NAME, "mint-worker");
+    signal(SIGPIPE, SIG_IGN); /* a guest's call descriptor may be a pipe that nobody reads */
     w.listen_fd = LISTEN_FD;
     w.control_fd = -1;
     w.tap.fd = -1;

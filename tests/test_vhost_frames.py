@@ -70,7 +70,7 @@ def test_all_sizes_both_ways(made: Bench, style: str) -> None:
 @pytest.mark.parametrize("indirect", [False, True])
 def test_chains_cut_anywhere(made: Bench, indirect: bool) -> None:
     """The header and the frame in pieces of odd sizes, also in tables of their own."""
-    cuts = [
+    cuts: list[tuple[int, ...]] = [
         (HEADER,),
         (10, 2),
         (1,) * 13,
@@ -90,7 +90,7 @@ def test_chains_cut_anywhere(made: Bench, indirect: bool) -> None:
         rng = random.Random(7)
         for _ in range(150):
             size = rng.choice([14, 60, 1514, 9000, 65_550])
-            split = [rng.randint(0, 2 * size // 5 + 1) for _ in range(rng.randint(0, 18))]
+            split = tuple(rng.randint(0, 2 * size // 5 + 1) for _ in range(rng.randint(0, 18)))
             data = sized(made.g.mac, made.x, size, len(split))
             fe.send(data, split=split, indirect=indirect)
             assert made.x.recv(5) == data

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ def test_a_killed_worker_is_replaced_unnoticed(made: Bench, style: str) -> None:
         for times in range(1, 4):
             talk(made, fe)
             made.g.kill_worker()
-            assert not made.g.status()["linked"]
+            if times > 1:  # noticed, or not yet
+                wait_until(lambda: not made.g.status()["linked"], "the loss is noticed")
             sent = frame(made.g.mac, made.x, b"while nobody is there")
             fe.send(sent)
             made.g.start_worker()
@@ -71,7 +73,7 @@ def test_a_worker_killed_under_load_loses_only_what_it_had(made: Bench) -> None:
         assert g.sent()
         while more := other.recv_many(timeout=0.3):
             got += numbers([one.data for one in more])
-        steps = [b - a for a, b in zip(got, got[1:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(got)]
         repeated = -sum(step - 1 for step in steps if step < 1)
         assert sum(step < 1 for step in steps) <= 2
         assert repeated <= 2 * 64
@@ -114,10 +116,15 @@ def test_a_guest_reboots(made: Bench, style: str) -> None:
         for _ in range(3):
             talk(made, fe)
             fe.disconnect()
-            fe.reset()
             wait_until(lambda: not made.g.status()["connected"], "the guest is gone")
+            fe.reset()
             # Nobody is there: what comes is dropped, and does not wait for the next guest.
+            dropped = made.fabric.ends("g", "x").rx["drop_device"]
             made.x.send(frame(made.x, made.g.mac, b"to nobody"))
+            wait_until(
+                lambda: made.fabric.ends("g", "x").rx["drop_device"] == dropped + 1,  # noqa: B023
+                "it is dropped",
+            )
             others_talk(made)
             fe.connect()
             fe.start()
@@ -261,9 +268,11 @@ def test_a_guest_without_buffers_delays_nobody_else(made: Bench) -> None:
             others_talk(made)
         took = time.monotonic() - start
         assert took < 2, f"{took:.2f} s for {2 * count} frames between others"
-        dropped = lambda: (  # noqa: E731
-            made.g.drops().get("device", 0) + made.fabric.ends("g", "x").rx["drop_device"]
-        )
+
+        def dropped() -> int:
+            port = made.g.drops().get("device", 0)
+            return port + made.fabric.ends("g", "x").rx["drop_device"]
+
         wait_until(lambda: dropped() == count, "all are dropped")
         assert made.g.counters()["ring_empty"] >= 1
         fe.refill()

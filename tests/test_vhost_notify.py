@@ -160,7 +160,9 @@ def test_calls_are_counted(made: Bench) -> None:
             made.x.send(sized(made.x, made.g.mac, 60, i))
             fe.recv()
         ring.drain_calls()
-        assert made.g.counters()["calls"] - before == ring.calls - taken > 0
+        assert ring.calls > taken
+        # It counts after it has called.
+        wait_until(lambda: made.g.counters()["calls"] - before == ring.calls - taken, "the count")
 
 
 def test_an_idle_guest_costs_nothing(made: Bench) -> None:
@@ -174,8 +176,7 @@ def test_an_idle_guest_costs_nothing(made: Bench) -> None:
         assert made.g.counters()["sleeps"] == before
 
 
-@pytest.mark.parametrize("start", [0, 65_400])
-@pytest.mark.parametrize("events", EVENTS)
+@pytest.mark.parametrize(("events", "start"), [("events", 0), ("events", 65_400), ("flags", 65_400)])
 def test_indices_wrap(made: Bench, start: int, events: str) -> None:
     """Both rings' indices pass 65,535: from near it, and from 0."""
     count = 500 if start else 66_000
