@@ -31,6 +31,7 @@ from mint_vni.cli.doctor import doctor
 from mint_vni.cli.down import down
 from mint_vni.cli.exec import exec_
 from mint_vni.cli.gc import gc
+from mint_vni.cli.kernel import app as kernel_app
 from mint_vni.cli.logs import logs
 from mint_vni.cli.ssh import ssh
 from mint_vni.cli.status import status
@@ -57,6 +58,7 @@ app.command("ssh", help="Log in to a node, or run a command, through its sshd.")
 app.command("logs", help="What a node and its worker said.")(logs)
 app.command("gc", help="Remove what a crashed run recorded as its own, nothing else.")(gc)
 app.command("doctor", help="What this machine can and cannot do, each with its remedy.")(doctor)
+app.add_typer(kernel_app, name="kernel", help="Kernels for guests: which, fetch, try.")
 app.add_typer(bench_app, name="bench", help="Measure.")
 
 
