@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
 @functools.cache
 def why_not(kind: str) -> str | None:
     """Why a guest of this kind can't boot here."""
-    if kind == "netns":
+    if kind not in kernels.KINDS:
         return None
     try:
         kernels.find(kind)

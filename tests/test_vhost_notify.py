@@ -176,7 +176,9 @@ def test_an_idle_guest_costs_nothing(made: Bench) -> None:
         assert made.g.counters()["sleeps"] == before
 
 
-@pytest.mark.parametrize(("events", "start"), [("events", 0), ("events", 65_400), ("flags", 65_400)])
+@pytest.mark.parametrize(
+    ("events", "start"), [("events", 0), ("events", 65_400), ("flags", 65_400)]
+)
 def test_indices_wrap(made: Bench, start: int, events: str) -> None:
     """Both rings' indices pass 65,535: from near it, and from 0."""
     count = 500 if start else 66_000
