@@ -239,6 +239,16 @@ class DefaultsModel(Section):
         "Null: the newest that boots here.",
         examples=["7.2um1"],
     )
+    trusted_userland: Annotated[bool, f.FLAG] = Field(
+        default=False,
+        description="Kind uml: run the guest's programs by seccomp, which is quicker than ptrace "
+        "and lets them reach the guest kernel's memory.",
+    )
+
+
+class NodeModel(DefaultsModel):
+    """One Linux."""
+
     socket: Annotated[str, f.text("path of a socket", "./vm.sock")] | None = Field(
         default=None,
         description="Kind external: where to make the socket that your machine connects to, relative "
@@ -250,16 +260,6 @@ class DefaultsModel(Section):
         description="Kind external: the user who may connect, by name or number. Null: root alone.",
         examples=["libvirt-qemu"],
     )
-    trusted_userland: Annotated[bool, f.FLAG] = Field(
-        default=False,
-        description="Kind uml: run the guest's programs by seccomp, which is quicker than ptrace "
-        "and lets them reach the guest kernel's memory.",
-    )
-
-
-class NodeModel(DefaultsModel):
-    """One Linux."""
-
     mac: Annotated[str, f.MAC] | None = Field(
         default=None,
         description="MAC address of the interface. Null: derived from the names of lab and node.",
