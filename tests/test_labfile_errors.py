@@ -133,7 +133,7 @@ NAMES = [
 
 VALUES = [
     ("layout", lab("fabric: {layout: per_chanel}\n"), 2, ["no layout", "mean per-channel?"]),
-    ("other layout", lab("fabric: {layout: xyz}\n"), 2, ["choose per-channel or shared"]),
+    ("other layout", lab("fabric: {layout: xyz}\n"), 2, ["choose per-channel, shared or pooled"]),
     ("layout as list", lab("fabric: {layout: [shared]}\n"), 2, ["a list is no layout"]),
     ("kind", node("kind: vm"), 4, ["node b: kind: 'vm' is no kind of node", "choose netns"]),
     ("kind in defaults", lab("defaults: {kind: netn}\n"), 2, ["defaults: kind", "mean netns?"]),

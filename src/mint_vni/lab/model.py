@@ -90,6 +90,11 @@ KINDS: Final[Mapping[str, KindSpec]] = {
         memory=512 << 20,
         keys=frozenset({"root", "kernel", "image"}),
     ),
+    "external": KindSpec(
+        summary="a virtual machine that you start yourself, or another vhost-user front end",
+        memory_min=0,
+        keys=frozenset({"socket", "owner"}),
+    ),
 }
 
 #: What a guest sees as its root unless the lab says otherwise: the host's file system.
@@ -244,6 +249,17 @@ class DefaultsModel(Section):
 class NodeModel(DefaultsModel):
     """One Linux."""
 
+    socket: Annotated[str, f.text("path of a socket", "./vm.sock")] | None = Field(
+        default=None,
+        description="Kind external: where to make the socket that your machine connects to, relative "
+        "to the lab file. Nothing may be there yet. Null: below /run/mint, for root alone.",
+        examples=["./vm.sock"],
+    )
+    owner: Annotated[str, f.text("user", "libvirt-qemu")] | None = Field(
+        default=None,
+        description="Kind external: the user who may connect, by name or number. Null: root alone.",
+        examples=["libvirt-qemu"],
+    )
     mac: Annotated[str, f.MAC] | None = Field(
         default=None,
         description="MAC address of the interface. Null: derived from the names of lab and node.",

@@ -55,6 +55,8 @@ class NodePlan:
         image: Absolute path of the disk image that a guest boots; None: it boots from its root.
         kernel: Version of a guest's kernel; None: the newest.
         trusted_userland: Whether programs of a User-Mode Linux may reach its kernel's memory.
+        socket: Absolute path of the socket of a machine of the user's; None: in the lab's directory.
+        owner: User who may connect there, besides root; None: nobody.
     """
 
     name: str
@@ -74,6 +76,8 @@ class NodePlan:
     image: str | None = None
     kernel: str | None = None
     trusted_userland: bool = False
+    socket: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -310,7 +314,7 @@ def _node(model: LabModel, name: str, index: int, identity: Identity, lines: Lin
     )
 
 
-_SPECIAL: Final = ("root", "image", "kernel", "trusted_userland")
+_SPECIAL: Final = ("root", "image", "kernel", "trusted_userland", "socket", "owner")
 
 
 def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str, Any]:
@@ -333,6 +337,8 @@ def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str,
                 problem = f"a node that boots the image {values['image']} has no {key} besides it"
                 raise lines.error(path, problem, f"leave {key} out, or image")
         values["image"] = _beside(lines.file, values["image"])
+    if values.get("socket"):
+        values["socket"] = _beside(lines.file, values["socket"])
     if values.get("root", ROOT) != ROOT:
         values["root"] = _beside(lines.file, values["root"])
     return values
