@@ -130,8 +130,9 @@ class Host:
 class Service:
     """mint-guest as a plain process of this machine, and the host's end of its channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path | None = None) -> None:
         self.host = Host()
+        self.program = program or guest_program()
         self.process: subprocess.Popen[bytes]
         self.start()
 
@@ -139,7 +140,7 @@ class Service:
         ours, theirs = socket.socketpair()
         self.host.connect(ours)
         self.process = subprocess.Popen(
-            [guest_program(), "--service", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()]
+            [self.program, "--service", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()]
         )
         theirs.close()
         self.host.until_connected()
