@@ -20,6 +20,7 @@
  *   +----------------------------+    and is checked against the descriptor's sealed size
  *
  *   pool region                       one per fabric (layout shared); see struct mint_pool
+ *   stock region of port p            one per port (layout pooled); see pooled_abi.h
  *
  * A payload region is mapped twice, back to back, so that a record which runs over the end is
  * still contiguous for whoever reads or writes it: there is no wrap marker and no wasted tail.
@@ -258,6 +259,6 @@ _Static_assert(offsetof(struct mint_ctl, counter) == 256, "control counters");
 #define MINT_CTL_BYTES(slots) (sizeof(struct mint_ctl) + (size_t)(slots) * sizeof(struct mint_slot))
 
 /* How frames are laid out in shared memory. */
-enum mint_layout { MINT_LAYOUT_PER_CHANNEL = 0, MINT_LAYOUT_SHARED = 1 };
+enum mint_layout { MINT_LAYOUT_PER_CHANNEL = 0, MINT_LAYOUT_SHARED = 1, MINT_LAYOUT_POOLED = 2 };
 
 #endif

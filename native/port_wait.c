@@ -118,10 +118,10 @@ void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
     epoll_ctl(port->epfd, EPOLL_CTL_ADD, peer->bell, &ev);
 }
 
-/* Whether a ring may be about the room that is waited for; in a pool anybody may have given it. */
+/* Whether a ring may be about the room that is waited for. */
 static bool room_may_be(const struct mint_port *port, const struct mint_peer *waiting)
 {
-    return port->pool || peer_progress(port, waiting) != waiting->wait_mark;
+    return room_is_others(port, waiting) || peer_progress(port, waiting) != waiting->wait_mark;
 }
 
 /* A doorbell rang: take the ring, and judge whether it was worth it. */
@@ -415,7 +415,7 @@ int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout
 
     if (port->masked)
         unmask_due(port);
-    if (!port->pool)
+    if (!room_is_others(port, port->peers[index]))
         return wait_bell(port, port->peers[index], timeout_ns);
     if (timeout_ns > (port->masked ? MASK_NS : INT64_MAX))
         timeout_ns = port->masked ? MASK_NS : INT64_MAX;

@@ -4,7 +4,7 @@
  *
  * From the guest. Headers are copied to private memory and decided upon there; then the frame is
  * gathered from the guest's memory straight into the channel of its receiver. A frame for several
- * receivers goes through private memory. One that finds its channel full stays in the queue, which
+ * receivers goes through private memory (layout pooled: lies once in the port's pool). One that finds its channel full stays in the queue, which
  * is not looked at meanwhile: see hold.h. Chains are shown to the guest as used only after the
  * frames were published, so a worker that dies in between repeats them and loses none.
  *
@@ -66,6 +66,19 @@ static enum mint_sent send_direct(struct mint_vhost *v, uint32_t peer, const str
 static enum mint_sent send_copied(struct mint_vhost *v, const struct mint_vnet *vnet,
                                   const uint8_t *head, uint32_t len, uint32_t *peer)
 {
+    struct mint_rec *rec = mint_port_reserve_any(v->port, len);
+
+    if (rec) { /* where it lies all receivers can have it */
+        enum mint_sent sent;
+
+        rec->vnet = *vnet;
+        memcpy(rec->frame, head, HEAD);
+        mint_chain_read(&v->first, v->header + HEAD, rec->frame + HEAD, len - HEAD);
+        sent = mint_port_send_reserved(v->port, rec, len, peer);
+        if (sent == MINT_FULL) /* it stays in the guest's queue */
+            mint_port_cancel(v->port, *peer, rec);
+        return sent;
+    }
     memcpy(v->staging.frame, head, HEAD);
     mint_chain_read(&v->first, v->header + HEAD, v->staging.frame + HEAD, len - HEAD);
     return mint_port_send(v->port, vnet, v->staging.frame, len, peer);

@@ -58,9 +58,10 @@ class Fabric:
         Args:
             ports: their names, 2 to 1,024.
             layout: ``per-channel``: one lock-free buffer a channel; ``shared``: one buffer for
-                all, under a lock.
-            channel_bytes: capacity of a channel (layout ``shared``: of the one buffer), bytes;
-                rounded up to pages.
+                all, under a lock; ``pooled``: one lock-free pool a sender, which all its peers can
+                read.
+            channel_bytes: capacity of a channel (layout ``shared``: of the one buffer; ``pooled``:
+                of each port's pool), bytes; rounded up to pages.
             poll_us: longest spin before a port that waits goes to sleep, microseconds.
             stall_us: a receiver that drains nothing for so long counts as stalled, microseconds.
             bridges: ports that further MACs live behind.
@@ -133,8 +134,8 @@ class Fabric:
 
     def _open_port(self, spec: PortSpec) -> Port:
         r = self._regions
-        port = Port(spec, r.slots, r.layout_code, r.control[spec.index], r.pool, self._closed)
-        capacity = r.channel_bytes if r.layout == "per-channel" else 0
+        control, own = r.control[spec.index], r.own_region(spec.index)
+        port = Port(spec, r.slots, r.layout_code, control, own, self._closed)
         try:
             for other in self._specs.values():
                 if other.index == spec.index:
@@ -147,7 +148,7 @@ class Fabric:
                         " raise the limit of descriptors (ulimit -n)"
                     ) from None
                 try:
-                    port.add_peer(other, capacity, fds)
+                    port.add_peer(other, r.capacity, fds)
                 finally:
                     for fd in fds:
                         os.close(fd)
