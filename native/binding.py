@@ -33,7 +33,7 @@ enum mint_msg_type { MINT_MSG_OPEN, MINT_MSG_TAP, MINT_MSG_ADD_PEER, MINT_MSG_DR
 struct mint_port_config {
     uint32_t index; uint32_t slots; uint32_t layout; uint32_t flags;
     uint32_t poll_us; uint32_t stall_us; uint32_t frame_max;
-    uint8_t mac[6]; uint8_t reserved[2]; char name[32];
+    uint8_t mac[6]; uint16_t idle_ds; char name[32];
 };
 struct mint_peer_config {
     uint32_t index; uint32_t flags; uint32_t capacity;

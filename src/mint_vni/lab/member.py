@@ -52,6 +52,7 @@ def node_spec(plan: LabPlan, node: NodePlan) -> PortSpec:
         frame_max=node.mtu + FRAME_OVERHEAD,
         poll_us=node.poll_us,
         stall_us=plan.stall_us,
+        idle_s=plan.idle_reclaim,
     )
 
 
