@@ -478,7 +478,9 @@ class Engine:
             "supervisor": {"pid": os.getpid(), "adoptions": self.adoptions},
             "nodes": nodes,
             "ports": [m.status() for m in members],
-            "channels": [channel_status(a, b) for a in seen for b in seen if a is not b],
+            "channels": [
+                channel_status(a, b, self.plan.layout) for a in seen for b in seen if a is not b
+            ],
             "memory": self.regions.memory() | {"reclaims": _reclaims(members)},
             "trust": {
                 "workers": "separate-users" if separate else "same-user",
