@@ -14,7 +14,7 @@ import vhost_util
 from fabric_util import frame
 from mint_vni.errors import ReceiveTimeout
 from mint_vni.testing import RX, TX, Feature, Part, VhostFrontend, Vnet
-from vhost_util import STYLES, Bench, others_talk, payload, sized, take, take_guest, talk
+from vhost_util import PATIENT, STYLES, Bench, others_talk, payload, sized, take, take_guest, talk
 
 HEADER = 12
 LONGEST = 65_584
@@ -39,7 +39,9 @@ def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bench]:
     directory = tmp_path_factory.mktemp("v")
-    with vhost_util.bench(directory, layout=request.param, options={"mtu": 65521}) as made:
+    with vhost_util.bench(
+        directory, layout=request.param, options={"mtu": 65521}, **PATIENT
+    ) as made:
         yield made
 
 

@@ -18,7 +18,7 @@ from fabric_util import asleep, frame, wait_until
 from mint_vni.fabric.port import Port
 from mint_vni.testing import RX, TX, Feature
 from mint_vni.testing.protocol import GUEST_FEATURES
-from vhost_util import STYLES, Bench, sized, take, take_guest
+from vhost_util import PATIENT, STYLES, Bench, sized, take, take_guest
 
 EVENTS = {"events": GUEST_FEATURES, "flags": GUEST_FEATURES & ~Feature.EVENT_IDX}
 ROUNDS = 1500
@@ -26,7 +26,7 @@ ROUNDS = 1500
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with vhost_util.bench(tmp_path_factory.mktemp("v")) as made:
+    with vhost_util.bench(tmp_path_factory.mktemp("v"), **PATIENT) as made:
         yield made
 
 
