@@ -26,9 +26,12 @@
  * searched for a run (some 85 frames of 1500 bytes), for all of them when that finds nothing, and
  * for one when its ring or its share is full.
  *
- * The share. What waits for one receiver may be no more than what is free besides. So one that
- * stalls holds at most half of the pool, and m of them leave 1 / (m + 1) of it. A fabric of two
- * ports has nobody to starve, and no share.
+ * The share. Half of the pool is divided into equal parts, one for each other port that the fabric
+ * has room for: what waits for a receiver may always come to its part. The other half is common:
+ * beyond its part a receiver may have no more of it than it leaves to others (a dynamic threshold).
+ * So one that stalls holds its part and half of the common half, a second one its part and a
+ * quarter, and however many stall, and whoever comes last, each still has its part. A buffer counts
+ * for each receiver that it waits for. A fabric of two ports has nobody to starve, and no share.
  *
  * Death. Rings, heads and `settled` lie in the port's own regions; the references follow from them.
  * `settled` is stored before any buffer is used again, and the head with release after that, so
@@ -83,7 +86,7 @@ static void give_back(struct mint_lane *lane, uint64_t to)
     }
     if (from != end)
         mint_stock_return(s, from, end);
-    lane->used -= used < lane->used ? used : lane->used;
+    mint_lane_use(lane, used < lane->used ? lane->used - used : 0);
 }
 
 static void settle_at(struct mint_lane *lane, uint64_t at)
@@ -95,7 +98,7 @@ static void settle_at(struct mint_lane *lane, uint64_t at)
 void mint_lane_place(struct mint_lane *lane, uint64_t head, uint64_t at)
 {
     give_back(lane, head);
-    lane->used = 0;
+    mint_lane_use(lane, 0);
     settle_at(lane, at);
 }
 
@@ -144,7 +147,7 @@ static bool drop_orphans(struct mint_pooled *p)
         give_back(lane, head);
         for (uint64_t at = lane->settled; at != head; at += MINT_LINE)
             store_relaxed(&lane->desc[RING_AT(at)], 0); /* no record: whoever reads it sees that */
-        lane->used = 0;
+        mint_lane_use(lane, 0);
         settle_at(lane, head);
     }
     return true;
@@ -152,18 +155,18 @@ static bool drop_orphans(struct mint_pooled *p)
 
 /* --- room ------------------------------------------------------------------------------------ */
 
-bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need, bool taken)
+bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need)
 {
     struct mint_pooled *p = lane->of;
 
     if (!settle(lane) || !mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)))
         return false;
-    if (mint_lane_admits(lane, need, taken))
+    if (mint_lane_admits(lane, need))
         return true;
     settle_some(p, p->count);
-    if (!mint_lane_admits(lane, need, taken))
+    if (!mint_lane_admits(lane, need))
         drop_orphans(p);
-    return mint_lane_admits(lane, need, taken);
+    return mint_lane_admits(lane, need);
 }
 
 uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need)
@@ -197,6 +200,19 @@ uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
     return sum;
 }
 
+bool mint_pooled_unused(struct mint_pooled *p)
+{
+    settle_some(p, p->count);
+    return p->stock.free == p->stock.blocks;
+}
+
+int mint_pooled_punch(struct mint_pooled *p)
+{
+    size_t at = MINT_STOCK_RINGS_AT(p->slots); /* the notes before it stay */
+
+    return madvise(p->map + at, p->bytes - at, MADV_REMOVE);
+}
+
 /* --- coming and going ------------------------------------------------------------------------ */
 
 /* Claim what a predecessor has published to port q and q has not given back. */
@@ -216,7 +232,7 @@ static bool claim(struct mint_lane *lane, uint64_t head)
         if (len < MINT_FRAME_MIN || len > MINT_FRAME_MAX ||
             !mint_stock_claim(&lane->of->stock, MINT_DESC_BLOCK(desc), need))
             break;
-        lane->used += need;
+        mint_lane_use(lane, lane->used + need);
     }
     if (at == head)
         return true;
@@ -246,6 +262,13 @@ static void open_lanes(struct mint_pooled *p, bool fresh)
     }
 }
 
+/* Half of the pool in equal parts for all that there may be; a sole receiver may have all. */
+static void share_out(struct mint_pooled *p, uint32_t blocks)
+{
+    p->part = p->slots > 2 ? blocks / 2 / (p->slots - 1) : blocks;
+    p->common = (int32_t)(blocks / 2);
+}
+
 static int pooled_map(struct mint_pooled *p, int fd)
 {
     struct stat st;
@@ -262,7 +285,7 @@ static int pooled_map(struct mint_pooled *p, int fd)
     if (!p->map)
         return -errno;
     p->data = p->map + MINT_STOCK_DATA_AT(p->slots);
-    p->alone = p->slots <= 2;
+    share_out(p, (uint32_t)(capacity / MINT_STOCK_BLOCK));
     return mint_stock_init(&p->stock, (uint32_t)(capacity / MINT_STOCK_BLOCK));
 }
 

@@ -35,7 +35,8 @@ struct mint_pooled {
     size_t bytes;
     uint8_t *data; /* the buffers in it */
     uint32_t port, slots;
-    bool alone;       /* there is no other receiver, ever: no share to keep to */
+    uint32_t part;    /* blocks that any receiver can have, whatever the others have */
+    int32_t common;   /* blocks of the common half that are nobody's now */
     uint32_t in_hand; /* records that are reserved and neither sent nor given back */
     uint32_t orphans; /* lanes that a predecessor left and nobody has opened since */
     struct mint_slot *own;
@@ -64,26 +65,38 @@ void mint_pooled_tx_open(struct mint_pooled *p, uint32_t q, struct mint_ring_tx 
 void mint_pooled_tx_close(struct mint_pooled *p, uint32_t q, bool gone);
 
 /* The slow paths of the inline functions below: they look again at those who can give room. */
-bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need, bool taken);
+bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need);
 uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need);
 
-/*
- * mint_lane_admits() - whether the lane may take `need` more blocks, as far as was seen. Its share
- * is reckoned with what is free once they are taken; `taken`: they are already.
- */
-static inline bool mint_lane_admits(const struct mint_lane *lane, uint32_t need, bool taken)
+/* Blocks of the common half that a lane has when it has `used` in all. */
+static inline uint32_t mint_lane_excess(const struct mint_pooled *p, uint32_t used)
 {
-    const struct mint_pooled *p = lane->of;
-    uint32_t left = taken ? p->stock.free : p->stock.free - need;
-
-    return mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)) &&
-           (p->alone || (left <= p->stock.free && lane->used + need <= left));
+    return used > p->part ? used - p->part : 0;
 }
 
-static inline bool mint_lane_may(struct mint_lane *lane, uint32_t need, bool taken)
+/* Account for what a lane has now. */
+static inline void mint_lane_use(struct mint_lane *lane, uint32_t used)
 {
-    return __builtin_expect(mint_lane_admits(lane, need, taken), 1) ||
-           mint_lane_admits_now(lane, need, taken);
+    struct mint_pooled *p = lane->of;
+
+    p->common += (int32_t)mint_lane_excess(p, lane->used) - (int32_t)mint_lane_excess(p, used);
+    lane->used = used;
+}
+
+/* mint_lane_admits() - whether the lane may take `need` more blocks, as far as was seen. */
+static inline bool mint_lane_admits(const struct mint_lane *lane, uint32_t need)
+{
+    const struct mint_pooled *p = lane->of;
+    int32_t has = (int32_t)mint_lane_excess(p, lane->used);
+    int32_t wants = (int32_t)mint_lane_excess(p, lane->used + need);
+
+    return mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)) &&
+           (wants == 0 || wants <= p->common + has - wants);
+}
+
+static inline bool mint_lane_may(struct mint_lane *lane, uint32_t need)
+{
+    return __builtin_expect(mint_lane_admits(lane, need), 1) || mint_lane_admits_now(lane, need);
 }
 
 /*
@@ -109,9 +122,8 @@ static inline struct mint_rec *mint_pooled_reserve_any(struct mint_pooled *p, ui
  */
 static inline struct mint_rec *mint_pooled_reserve(struct mint_pooled *p, uint32_t q, uint32_t len)
 {
-    return mint_lane_may(&p->lanes[q], MINT_STOCK_BLOCKS_FOR(len), false)
-               ? mint_pooled_reserve_any(p, len)
-               : NULL;
+    return mint_lane_may(&p->lanes[q], MINT_STOCK_BLOCKS_FOR(len)) ? mint_pooled_reserve_any(p, len)
+                                                                   : NULL;
 }
 
 static inline uint32_t mint_pooled_block(const struct mint_pooled *p, const struct mint_rec *rec)
@@ -128,7 +140,7 @@ static inline void mint_lane_stage(struct mint_lane *lane, uint32_t block, uint3
     if (at % DESCS_A_LINE == 0) /* the next line was the receiver's last: have it here in time */
         __builtin_prefetch(&lane->desc[(at + DESCS_A_LINE) % MINT_LANE_DESCS], 1);
     mint_ring_stage(lane->tx, MINT_LINE);
-    lane->used += lane->of->stock.extent[block].blocks;
+    mint_lane_use(lane, lane->used + lane->of->stock.extent[block].blocks);
 }
 
 /* Stage a record that was reserved for q, now holding `len` bytes of frame. */
@@ -157,7 +169,7 @@ static inline bool mint_pooled_refer(struct mint_pooled *p, uint32_t q, const st
 {
     uint32_t block = mint_pooled_block(p, rec);
 
-    if (!mint_lane_may(&p->lanes[q], p->stock.extent[block].blocks, true))
+    if (!mint_lane_may(&p->lanes[q], p->stock.extent[block].blocks))
         return false;
     mint_stock_hold(&p->stock, block);
     mint_lane_stage(&p->lanes[q], block, len);
@@ -175,6 +187,11 @@ static inline bool mint_pooled_idle(const struct mint_pooled *p, uint32_t q)
 {
     return p->lanes[q].settled == p->lanes[q].tx->head;
 }
+
+/* Look at all receivers. Return: whether no buffer is in use, by them or in hand. */
+bool mint_pooled_unused(struct mint_pooled *p);
+/* Give the memory of an unused pool back. Return: 0, or -1 with errno set. */
+int mint_pooled_punch(struct mint_pooled *p);
 
 /* A number that changes whenever q gives room; while q is idle, whenever anybody does. */
 uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q);
@@ -216,9 +233,11 @@ static inline void mint_lane_look_ahead(const struct mint_lane_rx *l, const stru
             __builtin_prefetch(rec + MINT_LINE);
         }
     }
-    if (r->off % (DESCS_A_LINE * MINT_LINE) == 0 && ready > DESCS_A_LINE * MINT_LINE)
-        __builtin_prefetch((const void *)(uintptr_t)&l
-                               ->desc[(r->off / MINT_LINE + DESCS_A_LINE) % MINT_LANE_DESCS]);
+    if (r->off % (DESCS_A_LINE * MINT_LINE) == 0 && ready > DESCS_A_LINE * MINT_LINE) {
+        uint32_t at = (r->off / MINT_LINE + DESCS_A_LINE) % MINT_LANE_DESCS;
+
+        __builtin_prefetch((const void *)(uintptr_t)&l->desc[at]);
+    }
 }
 
 /*

@@ -75,7 +75,7 @@ def descriptors() -> set[str]:
     return found
 
 
-def _kinds(found: set[str]) -> Counter[str]:
+def kinds(found: set[str]) -> Counter[str]:
     """How many descriptors of each kind: sockets and pipes without their numbers."""
     return Counter(re.sub(r"\[\d+\]", "", entry.split(" ", 1)[1]) for entry in found)
 
@@ -91,7 +91,7 @@ def gives_back() -> Iterator[None]:
     fds, maps = descriptors(), mappings()
     yield
     # Other threads of the test run open and close files meanwhile: theirs go, a leak stays.
-    wait_until(lambda: not _kinds(descriptors()) - _kinds(fds), "no descriptor more than before", 5)
+    wait_until(lambda: not kinds(descriptors()) - kinds(fds), "no descriptor more than before", 5)
     assert mappings() == maps
 
 

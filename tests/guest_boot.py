@@ -155,7 +155,7 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
     return guest
 
 
-def start_qemu(*words: str, memory: str = "512M") -> Guest:
+def start_qemu(*words: str, memory: str = "512M", mac: str = MAC) -> Guest:
     """Boot QEMU under TCG, on the host's own root by virtiofs."""
     kernel, daemon = kernels.find("qemu"), kernels.virtiofsd()
     guest = Guest()
@@ -193,7 +193,7 @@ def start_qemu(*words: str, memory: str = "512M") -> Guest:
     command += ["-chardev", f"socket,id=exec,fd={x}", "-device", "virtio-serial-pci"]
     command += ["-device", f"virtserialport,name={EXEC_PORT},chardev=exec"]
     command += ["-netdev", "user,id=n,restrict=on"]
-    command += ["-device", f"virtio-net-pci,netdev=n,mac={MAC}"]
+    command += ["-device", f"virtio-net-pci,netdev=n,mac={mac}"]
     guest.watch_console(console_ours)
     guest.host.connect(exec_ours)
     guest.started = time.monotonic()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import pty
@@ -222,12 +221,6 @@ def ssh(node: Node, *args: str, **options: Any) -> subprocess.CompletedProcess[s
 def allowed(pid: int | str) -> str:
     status = Path(f"/proc/{pid}/status").read_text()
     return str(re.findall(r"Cpus_allowed_list:\s*(\S+)", status)[0])
-
-
-def descriptors() -> int:
-    """How many descriptors this process has open, once garbage of earlier tests is collected."""
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Terminal:

@@ -61,7 +61,9 @@ class Process:
 
     def __init__(self, args: tuple[str, ...], **options: Any) -> None:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.popen = subprocess.Popen([*PROGRAM, *args], text=True, **(pipes | options))
+        # Whoever runs the tests may ignore SIGHUP (nohup does), and what is ignored is inherited.
+        plain = ["env", "--default-signal=HUP", *PROGRAM, *args]
+        self.popen = subprocess.Popen(plain, text=True, **(pipes | options))
         assert self.popen.stdout is not None
         assert self.popen.stderr is not None
         self.stdout = self.popen.stdout
@@ -419,6 +421,11 @@ def test_ssh_finds_its_node(args: list[str], node: str, start: Starter) -> None:
     assert {f"FAKE_NODE={node}", "FAKE_WAY=ssh"} <= set(ran.out.split("\n"))
     ran = start("ssh", *args, "--", "sh", "-c", "exit 3").finish()
     assert ran.status == 3
+
+
+def test_console_finds_its_node(start: Starter) -> None:
+    ran = start("console", "pair/b").finish()
+    assert {"FAKE_NODE=pair/b", "FAKE_WAY=console"} <= set(ran.out.split("\n"))
 
 
 def test_an_unknown_node_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

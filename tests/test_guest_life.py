@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fabric_util import descriptors, kinds
 from guest_nodes import KINDS, READY_S, guest, need, processes
 from mint_vni.errors import NodeError, PlatformError
 from mint_vni.nodes import KINDS as NODE_KINDS
@@ -24,7 +25,7 @@ from mint_vni.nodes.guest.agent_client import AgentClient
 from mint_vni.nodes.guest.initramfs import Initramfs
 from mint_vni.nodes.guest.node import GuestNode
 from mint_vni.nodes.proc import process_start_time
-from node_bench import Bench, descriptors, make_bench, out, run, soon, until
+from node_bench import Bench, make_bench, out, run, soon, until
 
 STEPS = ("cgroup", "agent", "files", "helpers", "spawn", "process", "namespaces", "journal", "boot")
 
@@ -120,7 +121,7 @@ def test_stop_leaves_nothing(bench: Bench) -> None:
     assert not list(node.context.state_dir.iterdir())
     assert "Linux version" in node.logs()["node"], "what was said outlives the node"
     assert "Power down" in node.logs()["node"], "it was asked to, and did"
-    until("descriptors are closed", lambda: descriptors() <= before)
+    until("descriptors are closed", lambda: not kinds(descriptors()) - kinds(before))
     mounts = Path("/proc/self/mountinfo").read_text()
     assert str(bench.directory) not in mounts
 
@@ -161,7 +162,7 @@ def test_a_fault_after_any_step_undoes_all(bench: Bench, step: str) -> None:
     assert node.status()["state"] == "failed"
     assert bench.leftovers() == []
     assert not list(node.context.state_dir.iterdir())
-    until("descriptors are closed", lambda: descriptors() <= before)
+    until("descriptors are closed", lambda: not kinds(descriptors()) - kinds(before))
 
 
 _SUPERVISOR = """

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fabric_util import descriptors, kinds
 from mint_vni import nodes
 from mint_vni.errors import NodeError, PlatformError
 from mint_vni.nodes import KINDS, SshMaterial
@@ -25,7 +27,6 @@ from node_bench import (
     NEEDS,
     STEPS,
     Bench,
-    descriptors,
     inside,
     link,
     links,
@@ -41,12 +42,12 @@ pytestmark = NEEDS
 bench = pytest.fixture(make_bench)
 
 
-def not_more_descriptors(before: int) -> bool:
-    """Other threads of the test run open and close files meanwhile: theirs go, a leak stays."""
+def more_descriptors(before: set[str]) -> Counter[str]:
+    """What is open and was not, by kind. Other threads' files go within seconds, a leak stays."""
     deadline = time.monotonic() + 5
-    while descriptors() > before and time.monotonic() < deadline:
+    while (more := kinds(descriptors()) - kinds(before)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return descriptors() <= before
+    return more
 
 
 def test_stop_leaves_nothing(bench: Bench) -> None:
@@ -71,7 +72,7 @@ def test_stop_leaves_nothing(bench: Bench) -> None:
     assert node.status()["state"] == "stopped"
     assert not node.alive()
     assert node.tap_fd is None
-    assert not_more_descriptors(before)
+    assert not more_descriptors(before)
     assert not [p for p in Path("/proc").glob("[0-9]*/ns/net") if link(p) == inode]
     assert sysctls == Path("/proc/sys/net/ipv6/conf/all/accept_dad").read_text()
     assert files == {path: path.stat().st_mtime_ns for path in files}
@@ -115,7 +116,7 @@ def test_a_fault_after_any_step_undoes_all(bench: Bench, step: str) -> None:
     assert node.status()["state"] == "failed"
     assert bench.leftovers() == []
     assert node.tap_fd is None
-    assert not_more_descriptors(before)
+    assert not more_descriptors(before)
     if node.pid:
         assert process_start_time(node.pid) != node.start_time
 

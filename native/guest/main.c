@@ -154,7 +154,7 @@ static void serve(struct guest *g)
 {
     static struct watch w;
 
-    for (;;) {
+    while (!g->ending || !sessions_over(g)) {
         int entry;
 
         w.n = 0;

@@ -38,6 +38,8 @@ POLL_US: Final = 50
 POLL_US_MAX: Final = 100_000
 STALL_US: Final = 20_000
 STALL_US_MAX: Final = 10_000_000
+IDLE_RECLAIM: Final = 5
+IDLE_RECLAIM_MAX: Final = 3600
 TRUSTS: Final = ("peers", "all")
 TRUST: Final = "peers"
 
@@ -89,6 +91,11 @@ KINDS: Final[Mapping[str, KindSpec]] = {
         memory_min=128 << 20,
         memory=512 << 20,
         keys=frozenset({"root", "kernel", "image"}),
+    ),
+    "external": KindSpec(
+        summary="a virtual machine that you start yourself, or another vhost-user front end",
+        memory_min=0,
+        keys=frozenset({"socket", "owner"}),
     ),
 }
 
@@ -151,6 +158,12 @@ class FabricModel(Section):
         description="Longest time in microseconds that a sender waits for room in a full channel; "
         "then the channel is stalled, and frames for it are dropped and counted until the "
         "receiver drains it.",
+    )
+    idle_reclaim: Annotated[int, f.whole(0, IDLE_RECLAIM_MAX, "seconds")] = Field(
+        default=IDLE_RECLAIM,
+        description="Seconds after which the memory of a channel that has been idle is given back "
+        "to the machine (layout pooled: of a pool that has been idle; not in layout shared); 0: it "
+        "is kept.",
     )
     trust: Annotated[str, f.one_of(TRUSTS, "kind of trust")] = Field(
         default=TRUST,
@@ -244,6 +257,17 @@ class DefaultsModel(Section):
 class NodeModel(DefaultsModel):
     """One Linux."""
 
+    socket: Annotated[str, f.text("path of a socket", "./vm.sock")] | None = Field(
+        default=None,
+        description="Kind external: where to make the socket that your machine connects to, relative "
+        "to the lab file. Nothing may be there yet. Null: below /run/mint, for root alone.",
+        examples=["./vm.sock"],
+    )
+    owner: Annotated[str, f.text("user", "libvirt-qemu")] | None = Field(
+        default=None,
+        description="Kind external: the user who may connect, by name or number. Null: root alone.",
+        examples=["libvirt-qemu"],
+    )
     mac: Annotated[str, f.MAC] | None = Field(
         default=None,
         description="MAC address of the interface. Null: derived from the names of lab and node.",

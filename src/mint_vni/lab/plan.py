@@ -55,6 +55,8 @@ class NodePlan:
         image: Absolute path of the disk image that a guest boots; None: it boots from its root.
         kernel: Version of a guest's kernel; None: the newest.
         trusted_userland: Whether programs of a User-Mode Linux may reach its kernel's memory.
+        socket: Absolute path of the socket of a machine of the user's; None: in the lab's directory.
+        owner: User who may connect there, besides root; None: nobody.
     """
 
     name: str
@@ -74,6 +76,8 @@ class NodePlan:
     image: str | None = None
     kernel: str | None = None
     trusted_userland: bool = False
+    socket: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class LabPlan:
         ssh: ``mesh`` or ``host-only``.
         poll_us: Longest polling of a worker, unless its node says otherwise, microseconds.
         stall_us: Longest wait for room in a channel, microseconds.
+        idle_reclaim: Seconds until the memory of an idle channel is given back; 0: never.
         trust_all: Whether ports of other users may join a buffer that is not the pair's own.
         nodes: The nodes in the order of the file.
         hosts: For ``/etc/hosts`` of the nodes: addresses, each with its names; without loopback.
@@ -110,6 +115,7 @@ class LabPlan:
     ssh: str
     poll_us: int
     stall_us: int
+    idle_reclaim: int
     trust_all: bool
     nodes: tuple[NodePlan, ...]
     hosts: tuple[tuple[str, tuple[str, ...]], ...]
@@ -220,6 +226,7 @@ def resolve(model: LabModel, file: str = MEMORY, lines: LineMap | None = None) -
         ssh=_ssh(model, lines),
         poll_us=model.fabric.poll_us,
         stall_us=model.fabric.stall_us,
+        idle_reclaim=model.fabric.idle_reclaim,
         trust_all=model.fabric.trust == "all",
         nodes=nodes,
         hosts=_hosts(nodes),
@@ -310,7 +317,7 @@ def _node(model: LabModel, name: str, index: int, identity: Identity, lines: Lin
     )
 
 
-_SPECIAL: Final = ("root", "image", "kernel", "trusted_userland")
+_SPECIAL: Final = ("root", "image", "kernel", "trusted_userland", "socket", "owner")
 
 
 def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str, Any]:
@@ -333,6 +340,8 @@ def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str,
                 problem = f"a node that boots the image {values['image']} has no {key} besides it"
                 raise lines.error(path, problem, f"leave {key} out, or image")
         values["image"] = _beside(lines.file, values["image"])
+    if values.get("socket"):
+        values["socket"] = _beside(lines.file, values["socket"])
     if values.get("root", ROOT) != ROOT:
         values["root"] = _beside(lines.file, values["root"])
     return values

@@ -47,6 +47,10 @@ _DATA: Final = ("/usr/share/qemu", "/usr/share/seabios")
 _PARTS: Final = ("accel-tcg-i386.so", "accel-tcg-x86_64.so")
 _PART_PLACES: Final = ("/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib/qemu", "/usr/lib64/qemu")
 
+# The longest queues that QEMU can make: 64 KiB of segments take some 45 of the default 256 buffers,
+# and a guest that does not get to run for a while loses what finds no buffer.
+_QUEUES: Final = ",rx_queue_size=1024,tx_queue_size=1024"
+
 # Translated code that QEMU keeps, MiB. It would take up to 1 GiB if it was let.
 _TRANSLATED: Final = 64
 # "Enhanced rep movs" means fast to programs, and is slow when translated byte by byte: without it
@@ -221,7 +225,7 @@ class QemuNode(GuestNode):
             *("-chardev", f"socket,id=vhost,path=/run/mint/{VHOST_SOCKET},reconnect=1"),
             *("-netdev", "vhost-user,id=vni,chardev=vhost"),
             "-device",
-            f"virtio-net-pci,netdev=vni,mac={self.plan.mac},romfile={self._vectors()}",
+            f"virtio-net-pci,netdev=vni,mac={self.plan.mac},romfile={_QUEUES}{self._vectors()}",
         ]
 
     def _vectors(self) -> str:

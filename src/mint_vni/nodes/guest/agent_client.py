@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mint_vni.errors import NodeError
+from mint_vni.nodes.base import Device
 from mint_vni.nodes.guest.launch import Running
 from mint_vni.nodes.proc import kill_process, process_start_time
 from mint_vni.nodes.programs import find_program
@@ -122,6 +123,7 @@ class AgentClient:
         log: int,
         hold: Callable[[Running], None],
         keep: Sequence[int] = (),
+        listener: socket.socket | None = None,
     ) -> None:
         """Start the agent; it listens when this returns.
 
@@ -131,6 +133,7 @@ class AgentClient:
             log: Descriptor of a file for its standard error.
             hold: Called with the process before it can outlive us; if it raises, the agent ends.
             keep: Descriptors that it holds for as long as it lives, under the same numbers.
+            listener: Where the guest connects; None: at ``io/vhost.sock``.
 
         Raises:
             NodeError: It could not be started.
@@ -138,7 +141,11 @@ class AgentClient:
         io = self.directory / IO_DIRECTORY
         make_shared(io)
         control = listen_in(self.directory, AGENT_SOCKET, socket.SOCK_SEQPACKET, os.geteuid())
-        vhost = listen_in(io, VHOST_SOCKET, socket.SOCK_STREAM, guest_uid)
+        vhost = (
+            listen_in(io, VHOST_SOCKET, socket.SOCK_STREAM, guest_uid)
+            if listener is None
+            else listener.dup()
+        )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, control, vhost:
             with theirs:
@@ -189,6 +196,26 @@ class AgentClient:
         if "error" in answer:
             raise NodeError(f"node {self.name}: its agent: {answer['error']}")
         return answer
+
+    def device(self, *, offload: bool) -> Device:
+        """Return a socket to the agent for a new worker; see `mint_vni.nodes.base.Node.device`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            try:
+                self.request("link", [ours.fileno()])
+            except BaseException:
+                theirs.close()
+                raise
+        return Device("vhost-user", theirs.detach(), offload)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the agent knows of the guest, for the status; empty if it does not answer."""
+        try:
+            status = self.request("status", wait=1.0) if self.alive() else {}
+        except NodeError:
+            status = {}
+        known = {key: value for key, value in status.items() if key != "ok"}
+        return {"agent_pid": self.process.pid if self.process else None, **known}
 
     def stop(self, deadline: float) -> bool:
         """End the agent; it has nothing to save.

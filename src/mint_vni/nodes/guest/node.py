@@ -313,14 +313,7 @@ class GuestNode(Node):
 
     def device(self) -> Device:
         """Return a socket to the agent for a new worker; see `Node.device`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            try:
-                self._agent.request("link", [ours.fileno()])
-            except BaseException:
-                theirs.close()
-                raise
-        return Device("vhost-user", theirs.detach(), self.plan.offload)
+        return self._agent.device(offload=self.plan.offload)
 
     def worker_cgroup_join(self) -> list[str]:
         """Return files for the worker's pid; see `Node.worker_cgroup_join`."""
@@ -392,17 +385,8 @@ class GuestNode(Node):
             "ipv4": plan.ipv4,
             "ipv6": plan.ipv6,
             "mtu": plan.mtu,
-            "guest": self._details() | self._agent_status(),
+            "guest": self._details() | self._agent.facts(),
         }
-
-    def _agent_status(self) -> dict[str, Any]:
-        try:
-            status = self._agent.request("status", wait=1.0) if self._agent.alive() else {}
-        except NodeError:
-            status = {}
-        known = {key: value for key, value in status.items() if key != "ok"}
-        agent = self._agent.process
-        return {"agent_pid": agent.pid if agent else None, **known}
 
     def logs(self) -> dict[str, str]:
         """Return what the guest's console and its sshd said; see `Node.logs`."""
@@ -504,6 +488,11 @@ class GuestNode(Node):
     def ssh_argv(cls, facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> list[str]:
         """Return a command line; see `mint_vni.nodes.ssh_argv`."""
         return argv.ssh_argv(facts, args, tty=tty)
+
+    @classmethod
+    def console_argv(cls, facts: Facts) -> list[str]:
+        """Return a command line; see `mint_vni.nodes.console_argv`."""
+        return argv.console_argv(facts)
 
 
 def _telling(lines: list[str]) -> list[str]:
