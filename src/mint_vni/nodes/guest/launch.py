@@ -232,7 +232,7 @@ def files_limit() -> int:
     most = int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1 and MANY_FILES <= most:
+    if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1 and most >= MANY_FILES:
         return MANY_FILES
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
