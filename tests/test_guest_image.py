@@ -189,7 +189,7 @@ def test_a_real_image(bench: Bench) -> None:
         assert out(node, "getent", "hosts", "b.bench").split()[0] in ("10.99.0.2", "fd99::2")
         out(node, "sh", "-c", "echo mine > /var/tmp/mark; sync")
         run(node, "systemctl", "reboot")
-        until("it goes down", lambda: not node.status()["guest"]["ready"], 60)
+        until("it goes down", lambda: not node.status()["guest"]["ready"], 240)
         node.wait_ready(soon(600))
         assert out(node, "cat", "/var/tmp/mark") == "mine", "the disk is kept"
     finally:
