@@ -44,7 +44,7 @@ def test_a_killed_worker_is_replaced_unnoticed(made: Bench, style: str) -> None:
     """Idle, in between, several times: same connection, same rings, same buffers."""
     with made.g.connect(style=style) as fe:
         for times in range(1, 4):
-            talk(made, fe)
+            before = talk(made, fe)
             made.g.kill_worker()
             if times > 1:  # noticed, or not yet
                 wait_until(lambda: not made.g.status()["linked"], "the loss is noticed")
@@ -52,7 +52,7 @@ def test_a_killed_worker_is_replaced_unnoticed(made: Bench, style: str) -> None:
             fe.send(sent)
             made.g.start_worker()
             assert made.x.recv(5) == sent
-            talk(made, fe)
+            talk(made, fe, repeats=[before])
             assert made.g.counters()["restarts"] == times
         assert made.g.status()["connections"] == 1
 
