@@ -213,10 +213,12 @@ def test_a_disabled_queue_carries_nothing(made: Bench) -> None:
 # ---------------------------------------------------------------------------- memory that changes
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("style", STYLES)
-def test_the_memory_table_is_sent_again(made: Bench, style: str) -> None:
+def test_the_memory_table_is_sent_again(tmp_path: Path, style: str, layout: str) -> None:
     """The same, and while frames are under way: the rings go on."""
-    with made.g.connect(style=style) as fe:
+    options = {"layout": layout} | PATIENT
+    with vhost_util.bench(tmp_path, **options) as made, made.g.connect(style=style) as fe:
         count = 400
         for number in range(0, count, 10):
             fe.send_many([numbered(made.g.mac, made.x.mac, number + i) for i in range(10)])
