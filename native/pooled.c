@@ -200,6 +200,19 @@ uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
     return sum;
 }
 
+bool mint_pooled_unused(struct mint_pooled *p)
+{
+    settle_some(p, p->count);
+    return p->stock.free == p->stock.blocks;
+}
+
+int mint_pooled_punch(struct mint_pooled *p)
+{
+    size_t at = MINT_STOCK_RINGS_AT(p->slots); /* the notes before it stay */
+
+    return madvise(p->map + at, p->bytes - at, MADV_REMOVE);
+}
+
 /* --- coming and going ------------------------------------------------------------------------ */
 
 /* Claim what a predecessor has published to port q and q has not given back. */

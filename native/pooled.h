@@ -188,6 +188,11 @@ static inline bool mint_pooled_idle(const struct mint_pooled *p, uint32_t q)
     return p->lanes[q].settled == p->lanes[q].tx->head;
 }
 
+/* Look at all receivers. Return: whether no buffer is in use, by them or in hand. */
+bool mint_pooled_unused(struct mint_pooled *p);
+/* Give the memory of an unused pool back. Return: 0, or -1 with errno set. */
+int mint_pooled_punch(struct mint_pooled *p);
+
 /* A number that changes whenever q gives room; while q is idle, whenever anybody does. */
 uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q);
 

@@ -12,6 +12,7 @@
  *   port_pooled.c  send by reference: what layout pooled offers besides
  *   port_rx.c    receive: take in turn from all channels, check, give room back
  *   port_wait.c  sleep: announce, re-check, wait for a doorbell; doorbells that ring for nothing
+ *   port_idle.c  give memory of idle channels back
  *   packed.c     many frames with one call, for the Python API
  *
  * Life of a port. All that must survive the process lies in the control region: positions, states,
@@ -61,6 +62,7 @@ static int ctl_begin(struct mint_port *port)
                ctl->port != c->index || ctl->slots != c->slots || ctl->layout != c->layout) {
         return -EPROTO;
     } else {
+        port->sent = true; /* what a predecessor wrote may be idle */
         bump_port(port, MINT_PORT_RESTARTS, 1);
         count_lost(port, MINT_PORT_IN_FRAMES, MINT_PORT_IN_DONE);
         count_lost(port, MINT_PORT_RING_EMPTY, MINT_PORT_RING_SETTLED);

@@ -24,7 +24,8 @@ struct mint_port_config {
     uint32_t stall_us;  /* longest wait for room before a channel counts as stalled */
     uint32_t frame_max; /* longest frame this port takes from the fabric (MTU + 14 + 8) */
     uint8_t mac[6];
-    uint8_t reserved[2];
+    uint16_t idle_ds; /* tenths of a second after which an idle channel's memory is given back;
+                         0: never */
     char name[MINT_NAME_MAX];
 };
 #define MINT_PORT_BRIDGE 1u /* further MACs live behind this port */
@@ -97,7 +98,8 @@ enum mint_sent mint_port_send(struct mint_port *port, const struct mint_vnet *vn
 
 /*
  * mint_port_reserve() / mint_port_commit() - the same in place: read a frame straight into the
- * channel of a known peer. Used where only one receiver is possible.
+ * channel of a known peer. Used where only one receiver is possible. Commit or cancel before the
+ * next flush or wait.
  */
 struct mint_rec *mint_port_reserve(struct mint_port *port, uint32_t peer, uint32_t len);
 void mint_port_commit(struct mint_port *port, uint32_t peer, struct mint_rec *rec, uint32_t len);

@@ -29,6 +29,8 @@ struct mint_peer {
     struct mint_ring_tx tx; /* layouts per-channel and pooled */
     struct mint_ring_rx rx;
     struct mint_lane_rx lane;      /* layout pooled */
+    uint64_t idle_head;            /* the head when last looked at for idleness */
+    uint64_t bare_head;            /* the head when its memory was given back; at first 0 */
     bool tx_dirty, rx_dirty;       /* listed in port->tx_dirty, port->rx_dirty */
     uint32_t tx_frames, rx_frames; /* not yet added to the counters */
     uint64_t tx_bytes, rx_bytes;
@@ -65,6 +67,11 @@ struct mint_port {
     struct mint_peer **tx_dirty, **rx_dirty;
     uint32_t tx_dirty_count, rx_dirty_count;
     uint32_t in_done; /* frames settled since the last flush */
+
+    bool sent;                   /* frames, since memory to be given back was last looked for */
+    uint16_t flushes;            /* counts on and on */
+    uint64_t idle_due;           /* when to look next; 0: there is nothing to look for */
+    uint64_t idle_sum, bare_sum; /* layout pooled: as a peer's idle_head and bare_head, of all */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
     bool asked;       /* no bell has rung since it was asked for room: its ring is still to come */
@@ -143,6 +150,10 @@ enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer,
 /* port_pooled.c: send to several, `dst` from mint_port_lookup(): copied once, whoever gets it. */
 enum mint_sent mint_port_send_once(struct mint_port *port, const struct mint_vnet *vnet,
                                    const uint8_t *frame, uint32_t len, int dst, uint32_t *full);
+
+/* port_idle.c: give back the memory of channels that have been idle, if it is time to look.
+ * Return: ns until it will be again; negative: not before frames are sent. */
+int64_t mint_port_tend(struct mint_port *port);
 
 /* Move what the rings counted themselves into the shared counters. */
 void mint_port_settle_tx(struct mint_peer *peer);

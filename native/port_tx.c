@@ -12,6 +12,9 @@
  */
 #include "port_internal.h"
 
+#define TEND_EVERY \
+    1024u /* flushes of a port that never sleeps between looks at its idle channels */
+
 /*
  * Say in our slots whether we wait for room: odd when we do, and each odd value but once. Where
  * others may have to give the room, all are asked.
@@ -276,6 +279,8 @@ static void publish(struct mint_port *port)
 
 void mint_port_flush(struct mint_port *port)
 {
+    if (unlikely(++port->flushes % TEND_EVERY == 0))
+        mint_port_tend(port);
     if (port->tx_dirty_count)
         publish(port);
     if (port->in_done) {
@@ -285,6 +290,7 @@ void mint_port_flush(struct mint_port *port)
     }
     if (!port->tx_dirty_count)
         return;
+    port->sent = true;
     full_fence(); /* pairs with the one in mint_port_wait(): published before looking who sleeps */
     for (uint32_t i = 0; i < port->tx_dirty_count; i++) {
         struct mint_peer *peer = port->tx_dirty[i];

@@ -361,6 +361,22 @@ static int sleep_until(struct mint_port *port, int64_t timeout_ns)
     return events;
 }
 
+/* The same, getting up meanwhile to give idle memory back when that is due. */
+static int sleep_and_tend(struct mint_port *port, int64_t timeout_ns)
+{
+    for (;;) {
+        int64_t due = mint_port_tend(port);
+        int events;
+
+        if (due < 0 || (timeout_ns >= 0 && timeout_ns <= due))
+            return sleep_until(port, timeout_ns);
+        events = sleep_until(port, due);
+        if (events)
+            return events;
+        timeout_ns -= timeout_ns < 0 ? 0 : due;
+    }
+}
+
 int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
 {
     bool adaptive = port->config.poll_us && timeout_ns != 0;
@@ -379,7 +395,7 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
         timeout_ns = (int64_t)MASK_NS;
     if (adaptive)
         slept = now_ns();
-    events = sleep_until(port, timeout_ns);
+    events = sleep_and_tend(port, timeout_ns);
     if (adaptive)
         adapt(port, now_ns() - slept);
     if (port->masked)

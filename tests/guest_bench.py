@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ from mint_vni.nodes.guest import argv
 from mint_vni.nodes.guest.channel import CONTROL_BYTES, GuestChannel, serve_exec
 from mint_vni.nodes.guest.script import guest_program
 from mint_vni.nodes.proc import process_start_time
-from node_bench import soon, until
+from node_bench import until
 
 
 class Host:
@@ -119,11 +118,11 @@ class Host:
         if request.get("op") == "exec":
             await serve_exec(self.channel, connection, request, self.name)
         elif request.get("op") == "console":
-            await self._loop.sock_sendall(connection, b'{"ok": true}')
-            while data := await self._loop.sock_recv(connection, CONTROL_BYTES):
-                self.console += data
-                await self._loop.sock_sendall(connection, data.upper())
-            connection.close()
+            with connection, contextlib.suppress(OSError):  # it has gone
+                await self._loop.sock_sendall(connection, b'{"ok": true}')
+                while data := await self._loop.sock_recv(connection, CONTROL_BYTES):
+                    self.console += data
+                    await self._loop.sock_sendall(connection, data.upper())
         else:
             connection.close()
 
@@ -131,8 +130,9 @@ class Host:
 class Service:
     """mint-guest as a plain process of this machine, and the host's end of its channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path | None = None) -> None:
         self.host = Host()
+        self.program = program or guest_program()
         self.process: subprocess.Popen[bytes]
         self.start()
 
@@ -140,7 +140,7 @@ class Service:
         ours, theirs = socket.socketpair()
         self.host.connect(ours)
         self.process = subprocess.Popen(
-            [guest_program(), "--service", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()]
+            [self.program, "--service", f"fd:{theirs.fileno()}"], pass_fds=[theirs.fileno()]
         )
         theirs.close()
         self.host.until_connected()
@@ -179,6 +179,3 @@ def descendants(pid: int) -> Sequence[int]:
             found += children
             todo += children
     return found
-
-
-__all__ = ["Host", "Service", "descendants", "os", "signal", "soon"]

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from mint_vni.nodes.guest import argv
 from mint_vni.nodes.guest.script import GUEST_BIN, GuestRoot
 from node_bench import PYTHON, Terminal, until
 
-START = {"uml": start_uml, "qemu": start_qemu}
+START: dict[kernels.Kind, Callable[[], Guest]] = {"uml": start_uml, "qemu": start_qemu}
 BOOT_SECONDS = 60.0  # on a machine that does much else
 
 

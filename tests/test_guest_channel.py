@@ -23,8 +23,9 @@ from pathlib import Path
 import pytest
 
 from guest_bench import Service, descendants
-from mint_vni.nodes.guest import wire
+from mint_vni.nodes.guest import argv, wire
 from mint_vni.nodes.guest.channel import WINDOW
+from mint_vni.nodes.guest.script import guest_program
 from mint_vni.nodes.guest.wire import Type
 from node_bench import PYTHON, Terminal, until
 
@@ -73,8 +74,8 @@ def test_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
         *("HOME", "USER", "LOGNAME", "SHELL"),
     }
     assert (seen["HOME"], seen["TERM"], seen["USER"]) == ("/root", "vt100", "root")
-    argv = service.argv("sh", "-c", "pwd; echo $X", cwd="/usr", env={"X": "y z"})
-    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "/usr\ny z\n"
+    line = service.argv("sh", "-c", "pwd; echo $X", cwd="/usr", env={"X": "y z"})
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "/usr\ny z\n"
     assert service.run("pwd").stdout == "/root\n"
     nowhere = subprocess.run(
         service.argv("true", cwd="/no/where"), capture_output=True, check=False
@@ -85,8 +86,8 @@ def test_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_closed_directory_in_the_path_hides_no_missing_program(service: Service) -> None:
     """As in a guest, whose root can't look into the host's private directories."""
-    argv = service.argv("no-such-program", env={"PATH": "/proc/1/fd/0:/usr/bin"})
-    assert subprocess.run(argv, capture_output=True, check=False).returncode == 127
+    line = service.argv("no-such-program", env={"PATH": "/proc/1/fd/0:/usr/bin"})
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 127
 
 
 def test_odd_arguments(service: Service) -> None:
@@ -102,8 +103,8 @@ def test_odd_arguments(service: Service) -> None:
 
 
 def test_the_streams_a_program_is_not_given(service: Service) -> None:
-    argv = shlex.join(service.argv("sh", "-c", "cat; echo out; echo err >&2; exit 3"))
-    done = subprocess.run(["sh", "-c", f"exec {argv} <&- >&- 2>&-"], check=False, timeout=10)
+    line = shlex.join(service.argv("sh", "-c", "cat; echo out; echo err >&2; exit 3"))
+    done = subprocess.run(["sh", "-c", f"exec {line} <&- >&- 2>&-"], check=False, timeout=10)
     assert done.returncode == 3
 
 
@@ -115,9 +116,9 @@ def test_input_that_nobody_reads(service: Service) -> None:
 
 
 def test_output_that_nobody_reads(service: Service) -> None:
-    argv = shlex.join(service.argv("sh", "-c", "echo $$ >&2; exec yes"))
+    line = shlex.join(service.argv("sh", "-c", "echo $$ >&2; exec yes"))
     done = subprocess.run(
-        ["bash", "-c", f"{argv} | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        ["bash", "-c", f"{line} | head -n 1; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,
         text=True,
         timeout=10,
@@ -195,7 +196,7 @@ def test_terminal(service: Service) -> None:
     terminal.expect(r"/dev/pts/\d+")
     fcntl.ioctl(terminal.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
     terminal.write("until stty size | grep -q 33; do sleep 0.01; done; stty size\n")
-    terminal.expect("\n33 99")
+    terminal.expect("33 99")
     terminal.expect("# ")
     terminal.write("half a line")
     terminal.expect("half a line")
@@ -262,16 +263,51 @@ def test_a_terminal_that_goes_away_hangs_the_program_up(service: Service, tmp_pa
 
 def test_a_pipe_behind_a_terminal_gets_what_was_written(service: Service) -> None:
     """`mint exec b -- CMD | ...` on a terminal: no line ends of a terminal in the pipe."""
-    argv = shlex.join(service.argv("sh", "-c", "test -t 0 && ! test -t 1 && echo a", tty=True))
-    terminal = Terminal(["sh", "-c", f"{argv} | od -c"])
+    line = shlex.join(service.argv("sh", "-c", "test -t 0 && ! test -t 1 && echo a", tty=True))
+    terminal = Terminal(["sh", "-c", f"{line} | od -c"])
     terminal.expect(r"a  \\n\r\n")
     assert terminal.wait() == 0
 
 
 def test_tty_without_a_terminal_is_none(service: Service) -> None:
-    argv = service.argv("sh", "-c", "test -t 0 || echo no; cat", tty=True)
-    done = subprocess.run(argv, input=b"in", capture_output=True, timeout=10, check=True)
+    line = service.argv("sh", "-c", "test -t 0 || echo no; cat", tty=True)
+    done = subprocess.run(line, input=b"in", capture_output=True, timeout=10, check=True)
     assert done.stdout == b"no\nin"
+
+
+# -------------------------------------------------------------------------------------- console
+
+
+def test_console(service: Service) -> None:
+    """The bench answers in capitals what is typed."""
+    terminal = Terminal(argv.console_argv(service.facts()))
+    terminal.expect(r"console of g; Ctrl-\] leaves")
+    terminal.write("hello\x03\x1a")
+    terminal.expect("HELLO\x03\x1a")
+    terminal.write("x\x1dy")
+    terminal.expect("left the console of g")
+    assert terminal.wait() == 0
+    until("what came before the key was typed", lambda: service.host.console.endswith(b"x"))
+
+
+def test_console_of_a_shell_gives_the_terminal_back(service: Service) -> None:
+    terminal = Terminal(["bash", "--norc", "--noediting"])
+    terminal.expect("# ")
+    terminal.write(shlex.join(argv.console_argv(service.facts())) + "\n")
+    terminal.expect("leaves")
+    terminal.write("\x1d")
+    terminal.expect("left the console")
+    terminal.expect("# ")
+    terminal.write("stty -a | grep -o -- '-*icanon'; exit 3\n")
+    terminal.expect("\nicanon")
+    assert terminal.wait() == 3
+
+
+def test_console_without_a_terminal(service: Service) -> None:
+    done = subprocess.run(
+        argv.console_argv(service.facts()), input=b"", capture_output=True, timeout=10, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 # ---------------------------------------------------------------------- flow, many at once
@@ -308,7 +344,7 @@ def test_much_data_arrives_intact_while_another_session_goes_on(service: Service
     assert digest.digest() == wanted.digest()
     print(f"{count} other commands, the longest took {longest:.2f} s")
     assert count > 1
-    assert longest < 2
+    assert longest < 5
 
 
 def test_input_arrives_intact(service: Service) -> None:
@@ -339,6 +375,7 @@ def test_a_stopped_reader_holds_up_its_own_session_alone(service: Service) -> No
 
 
 def test_as_many_sessions_as_there_can_be(service: Service) -> None:
+    until("no other session", lambda: sessions(service) == 0)
     with contextlib.ExitStack() as stack:
         running = [
             stack.enter_context(
@@ -361,13 +398,16 @@ def test_as_many_sessions_as_there_can_be(service: Service) -> None:
 
 
 def test_the_guest_dies(service: Service) -> None:
-    with subprocess.Popen(service.argv("cat"), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as p:
-        until("it runs", lambda: sessions(service) == 1)
+    line = service.argv("sh", "-c", "echo on; exec cat")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
         service.process.kill()
         service.process.wait()
-        assert p.wait(10) == -signal.SIGKILL
-        assert p.stderr is not None
-        assert p.stderr.read() == b"node g has ended\n"
+        assert process.wait(10) == -signal.SIGKILL
+        assert process.stderr is not None
+        assert process.stderr.read() == b"node g has ended\n"
     service.start()
     assert service.run("echo", "again").stdout == "again\n"
 
@@ -386,8 +426,9 @@ def test_the_agent_dies(service: Service, tmp_path: Path) -> None:
         until("the program was told", lambda: ended(pid) and said.exists())
         assert process.wait(10) == -signal.SIGKILL
     assert service.process.wait(10) == 0
+    line = [word.replace("agent.sock", "no.sock") for word in service.argv("true")]
     refused = subprocess.run(
-        [word.replace("agent.sock", "no.sock") for word in process.args],  # type: ignore[union-attr]
+        line,
         capture_output=True,
         text=True,
         check=False,
@@ -416,7 +457,7 @@ def test_an_agent_that_sends_nonsense(service: Service) -> None:
     ):
         ours, theirs = socket.socketpair()
         process = subprocess.Popen(
-            [service.process.args[0], "--service", f"fd:{theirs.fileno()}"],  # type: ignore[index]
+            [guest_program(), "--service", f"fd:{theirs.fileno()}"],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()

@@ -36,7 +36,8 @@ def joined(sent: Sequence[Frame]) -> bytes:
 
 def cut(data: bytes, pieces: Sequence[int]) -> list[bytes]:
     """Cut into pieces of these lengths, over and over."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(data):
         size = pieces[len(found) % len(pieces)]
         found.append(data[at : at + size])

@@ -66,6 +66,7 @@ def test_pair_resolves() -> None:
         ssh="mesh",
         poll_us=model.POLL_US,
         stall_us=model.STALL_US,
+        idle_reclaim=model.IDLE_RECLAIM,
         trust_all=False,
         nodes=(
             NodePlan(
@@ -130,6 +131,7 @@ def test_shortest_lab_has_the_documented_defaults() -> None:
     assert (plan.layout, plan.channel_bytes, plan.slots) == ("per-channel", 2 << 20, 32)
     assert (plan.ipv4, plan.ipv6, plan.mtu) == ("10.77.0.0/24", "fd77::/64", 1500)
     assert (plan.poll_us, plan.stall_us) == (model.POLL_US, model.STALL_US)
+    assert plan.idle_reclaim == model.IDLE_RECLAIM
     assert (plan.ssh, plan.trust_all) == ("host-only", False)
     node = plan.nodes[0]
     assert (node.kind, node.cpus, node.memory, node.interface) == ("netns", (), None, "vni0")

@@ -148,6 +148,7 @@ VALUES = [
     ("slots", lab("fabric: {slots: 1025}\n"), 2, ["fabric: slots: 1025", "from 2 to 1024"]),
     ("slots too few", lab("fabric: {slots: 2}\n", several(3)), 2, ["2 is too few for 3 nodes"]),
     ("polling", lab("fabric: {poll_us: -1}\n"), 2, ["poll_us: -1 is out of range", "microsec"]),
+    ("idle", lab("fabric: {idle_reclaim: -1}\n"), 2, ["idle_reclaim: -1 is out of range"]),
     ("stalling", lab("fabric: {stall_us: 0}\n"), 2, ["stall_us: 0 is out of range"]),
     ("number as text", lab("fabric: {slots: many}\n"), 2, ["'many' is not a whole number"]),
     ("fraction", lab("fabric: {slots: 2.5}\n"), 2, ["2.5 is not a whole number"]),

@@ -14,7 +14,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/utsname.h>
@@ -156,9 +155,10 @@ static void lost(struct guest *g)
     ch->welcome = false;
     ch->in_len = ch->out_from = ch->out_to = 0;
     sessions_close_all(g);
-    if (!*ch->where)
-        exit(0); /* a stream that was given, and cannot be opened again */
-    ch->retry_at = guest_now() + RETRY_LOST_MS;
+    if (*ch->where)
+        ch->retry_at = guest_now() + RETRY_LOST_MS;
+    else
+        g->ending = true; /* it was given, and cannot be opened again */
 }
 
 /* --------------------------------------------------------------------------------------- out */

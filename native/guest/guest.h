@@ -91,11 +91,13 @@ ssize_t channel_relay(struct guest *g, unsigned stream, unsigned session, int fd
 
 struct session {
     bool used;
-    bool running;    /* its program was started */
-    bool started;    /* ... and the agent told so */
-    bool ended;      /* the program has ended, as `status` says */
-    bool in_end;     /* there comes no more for stream 0 */
-    bool fresh;      /* there is more for it than when it was last written to */
+    bool running; /* its program was started */
+    bool started; /* ... and the agent told so */
+    bool ended;   /* the program has ended, as `status` says */
+    bool in_end;  /* there comes no more for stream 0 */
+    bool fresh;   /* there is more for it than when it was last written to */
+    uint64_t
+        until; /* nobody waits for it any more: how long it may still speak; 0: somebody does */
     uint8_t stopped; /* by this signal, which the agent was not told of */
     uint16_t id;
     uint16_t flags;
@@ -125,6 +127,7 @@ void sessions_serve(struct guest *g, const struct watch *w);
 void sessions_frame(struct guest *g, const struct guest_head *head, const uint8_t *data);
 /* A child has ended. Return: whether it was a session's. */
 bool sessions_child(struct guest *g, pid_t pid, int status);
+bool sessions_over(const struct guest *g);
 /* Nobody listens any more. */
 void sessions_close_all(struct guest *g);
 
@@ -238,6 +241,17 @@ int files_entropy(const char *hex);
 int files_cover_closed(const char *path, const char *options);
 int files_own(const char *path);
 
+/* ------------------------------------------------------------------------------- trim.c */
+
+struct trim {
+    unsigned long limit; /* of inodes; 0: none */
+    uint64_t at;         /* when to look again */
+};
+
+void trim_start(struct trim *trim, const char *limit);
+void trim_watch(const struct trim *trim, struct watch *w);
+void trim_serve(struct trim *trim);
+
 /* --------------------------------------------------------------------------- script.c, power.c */
 
 /* Do what a script says. Return: 0, or -1 after it was said what failed. */
@@ -255,6 +269,7 @@ int power_command(const char *name, int argc, char **argv);
 
 struct guest {
     bool init;   /* this is process 1 */
+    bool ending; /* when all sessions have ended */
     int root;    /* of the script's sources */
     int signals; /* signalfd(2) */
     uint64_t power_at;
@@ -265,6 +280,7 @@ struct guest {
     struct net net;
     struct sshd sshd;
     struct console console;
+    struct trim trim;
 };
 
 #endif

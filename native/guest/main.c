@@ -154,7 +154,7 @@ static void serve(struct guest *g)
 {
     static struct watch w;
 
-    for (;;) {
+    while (!g->ending || !sessions_over(g)) {
         int entry;
 
         w.n = 0;
@@ -166,6 +166,7 @@ static void serve(struct guest *g)
         sshd_watch(&g->sshd, &w);
         console_watch(&g->console, &w);
         power_watch(g, &w);
+        trim_watch(&g->trim, &w);
         if (poll(w.fds, w.n, left(&w)) < 0 && errno != EINTR)
             guest_say(g, "poll: %s", strerror(errno));
         if (watch_got(&w, entry))
@@ -177,6 +178,7 @@ static void serve(struct guest *g)
         sessions_serve(g, &w);
         channel_flush(g);
         power_serve(g);
+        trim_serve(&g->trim);
     }
 }
 

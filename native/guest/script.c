@@ -149,6 +149,12 @@ static int op_console(struct guest *g, char **a)
     return console_open(&g->console);
 }
 
+static int op_inodes(struct guest *g, char **a)
+{
+    trim_start(&g->trim, a[0]);
+    return 0;
+}
+
 static const struct op {
     const char *name;
     unsigned args; /* as few at least */
@@ -172,6 +178,7 @@ static const struct op {
     {"interface", 4, op_interface},       /* MAC, name, MTU, queue length, addresses... */
     {"sshd", 1, op_sshd},                 /* program, arguments... */
     {"console", 0, op_console},           /* */
+    {"inodes", 1, op_inodes},             /* as many at most */
     {"channel", 1, op_channel},           /* path, or port:NAME */
 };
 

@@ -22,18 +22,49 @@
 #include <unistd.h>
 
 #define CANNOT_ENTER 125
-#define PIECE 16384u /* most bytes of one frame of data: so long may another session wait */
+#define LAST_WORDS_MS 5000u /* for a program that was told to end */
+#define PIECE 16384u        /* most bytes of one frame of data: so long may another session wait */
 
 static struct session *find(struct guest *g, unsigned id)
 {
     for (unsigned i = 0; i < GUEST_SESSIONS; i++)
-        if (g->sessions[i].used && g->sessions[i].id == id)
+        if (g->sessions[i].used && !g->sessions[i].until && g->sessions[i].id == id)
             return &g->sessions[i];
     return NULL;
 }
 
+static void drop(struct session *s)
+{
+    guest_close(&s->in);
+    guest_close(&s->out);
+    guest_close(&s->err);
+    guest_close(&s->pty);
+    guest_close(&s->report);
+    free(s->buf);
+    s->buf = NULL;
+    s->used = false;
+}
+
+/* When all places are taken: who only speaks to nobody has had his time. */
+static void make_place(struct guest *g)
+{
+    struct session *oldest = NULL;
+
+    for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
+        struct session *s = &g->sessions[i];
+
+        if (!s->used)
+            return;
+        if (s->until && (!oldest || s->until < oldest->until))
+            oldest = s;
+    }
+    if (oldest)
+        drop(oldest);
+}
+
 static struct session *add(struct guest *g, unsigned id)
 {
+    make_place(g);
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
         struct session *s = &g->sessions[i];
 
@@ -56,18 +87,6 @@ static struct session *add(struct guest *g, unsigned id)
     return NULL;
 }
 
-static void drop(struct session *s)
-{
-    guest_close(&s->in);
-    guest_close(&s->out);
-    guest_close(&s->err);
-    guest_close(&s->pty);
-    guest_close(&s->report);
-    free(s->buf);
-    s->buf = NULL;
-    s->used = false;
-}
-
 static void signal_group(const struct session *s, int number)
 {
     pid_t group = s->flags & GUEST_TTY ? s->group : s->pid;
@@ -77,12 +96,48 @@ static void signal_group(const struct session *s, int number)
         kill(group, number);
 }
 
-/* Nobody waits for it any more. */
+/*
+ * Nobody waits for it any more. A terminal hangs up. Pipes stay open for a while, and what comes is
+ * thrown away: a program that speaks while it cleans up would be killed by a closed one.
+ */
 static void forsake(struct session *s)
 {
+    bool speaks = !(s->flags & GUEST_TTY) && s->running && !s->ended;
+
     signal_group(s, s->flags & GUEST_TTY ? SIGHUP : SIGTERM);
     signal_group(s, SIGCONT);
-    drop(s);
+    guest_close(&s->in);
+    if (speaks && !s->until)
+        s->until = guest_now() + LAST_WORDS_MS;
+    else if (!speaks)
+        drop(s);
+}
+
+static void throw_away(int *fd)
+{
+    static char nowhere[PIECE];
+    ssize_t n = read(*fd, nowhere, sizeof(nowhere));
+
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        guest_close(fd);
+}
+
+static void serve_forsaken(struct session *s, const struct watch *w)
+{
+    if (watch_got(w, s->out_entry))
+        throw_away(&s->out);
+    if (watch_got(w, s->err_entry))
+        throw_away(&s->err);
+    if (s->ended || (s->out < 0 && s->err < 0) || guest_now() >= s->until)
+        drop(s);
+}
+
+bool sessions_over(const struct guest *g)
+{
+    for (unsigned i = 0; i < GUEST_SESSIONS; i++)
+        if (g->sessions[i].used)
+            return false;
+    return true;
 }
 
 void sessions_close_all(struct guest *g)
@@ -404,6 +459,12 @@ void sessions_watch(struct guest *g, struct watch *w)
 
         if (!s->used || !s->running)
             continue;
+        if (s->until) {
+            s->out_entry = watch_fd(w, s->out, POLLIN);
+            s->err_entry = watch_fd(w, s->err, POLLIN);
+            watch_until(w, s->until);
+            continue;
+        }
         room = may_send(g, s);
         s->in_entry = watch_fd(w, s->in, s->from < s->to ? POLLOUT : 0);
         s->out_entry = watch_fd(w, s->out, room ? POLLIN : 0);
@@ -437,7 +498,9 @@ void sessions_serve(struct guest *g, const struct watch *w)
     for (unsigned i = 0; i < GUEST_SESSIONS; i++) {
         struct session *s = &g->sessions[(g->turn + i) % GUEST_SESSIONS];
 
-        if (s->used && s->running)
+        if (s->used && s->until)
+            serve_forsaken(s, w);
+        else if (s->used && s->running)
             serve(g, s, w);
     }
 }

@@ -28,6 +28,7 @@ struct fabric {
     uint32_t ports, layout, capacity;
     uint32_t poll_us, stall_us, frame_max;
     uint32_t flags[PORTS_MAX];
+    uint16_t idle_ds;
     int ctl[PORTS_MAX], pool;
     int stock[PORTS_MAX];              /* layout pooled, else -1 */
     int payload[PORTS_MAX][PORTS_MAX]; /* [from][to] */
@@ -99,6 +100,7 @@ static inline struct mint_port_config port_config(const struct fabric *f, uint32
         .poll_us = f->poll_us,
         .stall_us = f->stall_us,
         .frame_max = f->frame_max,
+        .idle_ds = f->idle_ds,
     };
 
     mac_of(i, c.mac);

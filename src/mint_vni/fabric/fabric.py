@@ -52,6 +52,8 @@ class Fabric:
         poll_us: int = 50,
         stall_us: int = 20_000,
         bridges: Iterable[str] = (),
+        *,
+        idle_reclaim: float = 5.0,
     ) -> Fabric:
         """Create a fabric.
 
@@ -65,6 +67,9 @@ class Fabric:
             poll_us: longest spin before a port that waits goes to sleep, microseconds.
             stall_us: a receiver that drains nothing for so long counts as stalled, microseconds.
             bridges: ports that further MACs live behind.
+            idle_reclaim: seconds after which the memory of a channel (layout ``pooled``: of a pool)
+                that has been idle is given back, the next time that its sender waits or sends; 0:
+                never. Not in layout ``shared``.
 
         Raises:
             FabricError: names that clash, an unknown layout, a channel too small, or the process
@@ -75,7 +80,13 @@ class Fabric:
         behind = set(bridges)
         specs = {
             name: PortSpec(
-                i, name, default_mac(i), name in behind, poll_us=poll_us, stall_us=stall_us
+                i,
+                name,
+                default_mac(i),
+                name in behind,
+                poll_us=poll_us,
+                stall_us=stall_us,
+                idle_s=idle_reclaim,
             )
             for i, name in enumerate(names)
         }

@@ -409,7 +409,14 @@ class Engine:
         mac = default_mac(index) if mac is None else _checked_mac(mac)
         if any(m.spec.mac == mac for m in self.members.values()):
             raise LabStateError(f"lab {self.plan.name}: MAC {mac} is taken; use another")
-        return PortSpec(index, name, mac, stall_us=self.plan.stall_us, poll_us=self.plan.poll_us)
+        return PortSpec(
+            index,
+            name,
+            mac,
+            stall_us=self.plan.stall_us,
+            poll_us=self.plan.poll_us,
+            idle_s=self.plan.idle_reclaim,
+        )
 
     async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
         """Tell every other port that a port has come or gone."""
@@ -471,8 +478,10 @@ class Engine:
             "supervisor": {"pid": os.getpid(), "adoptions": self.adoptions},
             "nodes": nodes,
             "ports": [m.status() for m in members],
-            "channels": [channel_status(a, b) for a in seen for b in seen if a is not b],
-            "memory": self.regions.memory(),
+            "channels": [
+                channel_status(a, b, self.plan.layout) for a in seen for b in seen if a is not b
+            ],
+            "memory": self.regions.memory() | {"reclaims": _reclaims(members)},
             "trust": {
                 "workers": "separate-users" if separate else "same-user",
                 "note": "" if separate else "all ports run as one user and trust each other",
@@ -516,6 +525,11 @@ class Engine:
             except (MintError, OSError) as error:
                 problems.append(f"{member.name}: {error}")
         return problems
+
+
+def _reclaims(members: Iterable[Member]) -> int:
+    """How often the memory of idle channels was given back."""
+    return sum(m.view.counters()["reclaims"] for m in members if m.view)
 
 
 def _tail(path: Path) -> str:

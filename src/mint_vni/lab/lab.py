@@ -13,7 +13,7 @@ from mint_vni.lab import paths
 from mint_vni.lab.attach import attach
 from mint_vni.lab.client import Client, Progress, start, the_only_lab
 from mint_vni.lab.plan import MachineFacts, check_machine, read_plan
-from mint_vni.nodes import exec_argv, ssh_argv
+from mint_vni.nodes import console_argv, exec_argv, ssh_argv
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,6 +61,10 @@ class Node:
                 raise
             self._facts = facts
             return make(facts)
+
+    def console_argv(self) -> list[str]:
+        """A command line that joins the caller's terminal to the node's console, for guests."""
+        return console_argv(self._facts)
 
     def run(
         self,

@@ -38,6 +38,8 @@ POLL_US: Final = 50
 POLL_US_MAX: Final = 100_000
 STALL_US: Final = 20_000
 STALL_US_MAX: Final = 10_000_000
+IDLE_RECLAIM: Final = 5
+IDLE_RECLAIM_MAX: Final = 3600
 TRUSTS: Final = ("peers", "all")
 TRUST: Final = "peers"
 
@@ -156,6 +158,12 @@ class FabricModel(Section):
         description="Longest time in microseconds that a sender waits for room in a full channel; "
         "then the channel is stalled, and frames for it are dropped and counted until the "
         "receiver drains it.",
+    )
+    idle_reclaim: Annotated[int, f.whole(0, IDLE_RECLAIM_MAX, "seconds")] = Field(
+        default=IDLE_RECLAIM,
+        description="Seconds after which the memory of a channel that has been idle is given back "
+        "to the machine (layout pooled: of a pool that has been idle; not in layout shared); 0: it "
+        "is kept.",
     )
     trust: Annotated[str, f.one_of(TRUSTS, "kind of trust")] = Field(
         default=TRUST,

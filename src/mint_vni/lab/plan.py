@@ -96,6 +96,7 @@ class LabPlan:
         ssh: ``mesh`` or ``host-only``.
         poll_us: Longest polling of a worker, unless its node says otherwise, microseconds.
         stall_us: Longest wait for room in a channel, microseconds.
+        idle_reclaim: Seconds until the memory of an idle channel is given back; 0: never.
         trust_all: Whether ports of other users may join a buffer that is not the pair's own.
         nodes: The nodes in the order of the file.
         hosts: For ``/etc/hosts`` of the nodes: addresses, each with its names; without loopback.
@@ -114,6 +115,7 @@ class LabPlan:
     ssh: str
     poll_us: int
     stall_us: int
+    idle_reclaim: int
     trust_all: bool
     nodes: tuple[NodePlan, ...]
     hosts: tuple[tuple[str, tuple[str, ...]], ...]
@@ -224,6 +226,7 @@ def resolve(model: LabModel, file: str = MEMORY, lines: LineMap | None = None) -
         ssh=_ssh(model, lines),
         poll_us=model.fabric.poll_us,
         stall_us=model.fabric.stall_us,
+        idle_reclaim=model.fabric.idle_reclaim,
         trust_all=model.fabric.trust == "all",
         nodes=nodes,
         hosts=_hosts(nodes),

@@ -31,6 +31,7 @@ __all__ = [
     "Node",
     "NodeContext",
     "SshMaterial",
+    "console_argv",
     "exec_argv",
     "ssh_argv",
     "undo",
@@ -90,6 +91,21 @@ def ssh_argv(facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> l
         PlatformError: A program that this takes is not installed.
     """
     return _kind(facts).ssh_argv(facts, args, tty=tty)
+
+
+def console_argv(facts: Facts) -> list[str]:
+    """Return a command line that joins the caller's terminal to a node's console.
+
+    What its kernel and its first process say is there, and behind Enter a shell; Ctrl-] leaves.
+
+    Args:
+        facts: What `Node.describe` returned.
+
+    Raises:
+        NodeError: The node has ended, or is of a kind without a console.
+        PlatformError: A program that this takes is not installed.
+    """
+    return _kind(facts).console_argv(facts)
 
 
 def undo(kind: str, data: Mapping[str, Any], lab_id: str, deadline: float) -> None:

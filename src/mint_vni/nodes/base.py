@@ -229,3 +229,11 @@ class Node(ABC):
     @abstractmethod
     def ssh_argv(cls, facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> list[str]:
         """Return a command line that runs ssh into a node; see `mint_vni.nodes`."""
+
+    @classmethod
+    def console_argv(cls, facts: Facts) -> list[str]:
+        """Return a command line that joins a terminal to a node's console; see `mint_vni.nodes`."""
+        raise NodeError(
+            f"node {facts['name']} is of kind {facts['kind']}, which has no console; "
+            f"try 'mint exec {facts['name']}'"
+        )

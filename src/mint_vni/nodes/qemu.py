@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from mint_vni import kernels
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
-from mint_vni.nodes.guest.boot import choose_kernel, modules_of
+from mint_vni.nodes.guest.boot import choose_kernel, inodes_limit, modules_of
 from mint_vni.nodes.guest.image import Image, inspect_image, make_overlay
 from mint_vni.nodes.guest.launch import Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
@@ -107,6 +107,7 @@ class QemuNode(GuestNode):
             GuestRoot("virtiofs", FS_TAG),
             f"port:{EXEC_PORT}",
             modules_of(self._kernel, _MODULES),
+            inodes=inodes_limit(),
         )
         self._write_private("initramfs", boot.initramfs())
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final
 from mint_vni import kernels
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET
-from mint_vni.nodes.guest.boot import choose_kernel, modules_of
+from mint_vni.nodes.guest.boot import choose_kernel, inodes_limit, modules_of
 from mint_vni.nodes.guest.launch import MANY_FILES, Bind, Confinement, library_binds
 from mint_vni.nodes.guest.node import GuestNode, Streams
 from mint_vni.nodes.guest.script import GuestBoot, GuestRoot
@@ -65,6 +65,7 @@ class UmlNode(GuestNode):
             GuestRoot("hostfs", _VIEW),
             _EXEC_DEVICE,
             modules_of(self._kernel, _MODULES),
+            inodes=inodes_limit(),
         )
         self._write_private("initramfs", boot.initramfs())
 

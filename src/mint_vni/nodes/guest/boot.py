@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from mint_vni import kernels
 from mint_vni.errors import PlatformError
+from mint_vni.nodes.guest.launch import files_limit
 from mint_vni.nodes.guest.script import Module
 
 if TYPE_CHECKING:
     from mint_vni.kernels import Kernel, Kind
     from mint_vni.lab.plan import NodePlan
 
-__all__ = ["choose_kernel", "modules_of"]
+__all__ = ["choose_kernel", "inodes_limit", "modules_of"]
 
 
 def choose_kernel(plan: NodePlan, kind: Kind) -> Kernel:
@@ -49,3 +50,11 @@ def modules_of(kernel: Kernel, names: Iterable[str]) -> list[Module]:
     """
     files = kernels.load_order(kernel, names)
     return [Module(path.name.partition(".")[0], kernels.module_bytes(path)) for path in files]
+
+
+def inodes_limit() -> int:
+    """Return how many inodes a guest's kernel may remember.
+
+    Each but the overlay's, which are half of them, keeps a file of the host's open.
+    """
+    return files_limit() * 3 // 4

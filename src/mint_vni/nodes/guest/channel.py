@@ -115,8 +115,8 @@ class GuestChannel:
         """Whether programs can be run."""
         return self.hello is not None and self.closed is None
 
-    def power(self, how: Bye = "power-off") -> bool:
-        """Ask the guest to go down; returns whether it can be asked."""
+    def power(self, how: str = "power-off") -> bool:
+        """Ask the guest to go down, or to ``reboot``; returns whether it can be asked."""
         if not self.connected:
             return False
         self.send(encode(Type.POWER, payload=bytes([_BYES.index(how)])))

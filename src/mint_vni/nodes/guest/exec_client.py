@@ -229,7 +229,8 @@ def receive(connection: socket.socket) -> bytes:
     try:
         return connection.recv(PACKET_BYTES)
     except ConnectionResetError:
-        return b""
+        # The agent closed it before it had read all of ours. Told once; its own last packets follow.
+        return connection.recv(PACKET_BYTES)
 
 
 def connect(connection: socket.socket, path: str) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -44,6 +45,8 @@ MANY_FILES: Final = 1 << 20
 # What a program may have open and start. A User-Mode Linux has a process of the host for each
 # process of its guest; the limit counts those of its user, which is no one else's.
 _RLIMITS: Final = {"CORE": 0, "NOFILE": 4096, "NPROC": 4096, "MEMLOCK": 64 << 20}
+
+_CAP_SYS_RESOURCE: Final = 24
 
 Bind = tuple[str, str, str]
 
@@ -222,6 +225,17 @@ def _expect(channel: socket.socket, key: str) -> dict[str, Any]:
     if key not in message:
         raise NodeError(str(message.get("error", message)))
     return message
+
+
+def files_limit() -> int:
+    """Return how many files a program that asks for `MANY_FILES` may have open."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii"))
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1 and most >= MANY_FILES:
+        return MANY_FILES
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
 
 
 def library_binds(program: str) -> list[Bind]:

@@ -489,6 +489,11 @@ class GuestNode(Node):
         """Return a command line; see `mint_vni.nodes.ssh_argv`."""
         return argv.ssh_argv(facts, args, tty=tty)
 
+    @classmethod
+    def console_argv(cls, facts: Facts) -> list[str]:
+        """Return a command line; see `mint_vni.nodes.console_argv`."""
+        return argv.console_argv(facts)
+
 
 def _telling(lines: list[str]) -> list[str]:
     """The lines that say most of why it ended: the last, or those from its last panic on."""

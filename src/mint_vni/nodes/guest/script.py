@@ -113,6 +113,8 @@ class GuestBoot:
         mtu: In bytes.
         addresses: With prefix lengths.
         sshd: Path of sshd in the root.
+        inodes: As many the guest's kernel may remember, since each keeps a file of the host's open
+            (native/guest/trim.c); 0: no limit.
     """
 
     name: str
@@ -125,6 +127,7 @@ class GuestBoot:
     mtu: int
     addresses: tuple[str, ...]
     sshd: str = "/usr/sbin/sshd"
+    inodes: int = 0
 
     @classmethod
     def plan(
@@ -134,6 +137,8 @@ class GuestBoot:
         root: GuestRoot,
         channel: str,
         modules: Sequence[Module],
+        *,
+        inodes: int = 0,
     ) -> GuestBoot:
         """Make it from what a lab gives a node."""
         return cls(
@@ -146,6 +151,7 @@ class GuestBoot:
             interface=plan.interface,
             mtu=plan.mtu,
             addresses=tuple(a for a in (plan.ipv4, plan.ipv6) if a is not None),
+            inodes=inodes,
         )
 
     def initramfs(self) -> bytes:
@@ -228,6 +234,8 @@ class GuestBoot:
             steps.add("write", f"{where}/accept_dad", "0", may_fail=not six)
             if six:
                 steps.add("write", f"{where}/disable_ipv6", "0")
+        if self.inodes:
+            steps.add("inodes", str(self.inodes))
         steps.add("loopback")
         steps.add("channel", self.channel)
 
