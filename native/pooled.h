@@ -220,9 +220,9 @@ void mint_lane_rx_unmap(struct mint_lane_rx *l);
  */
 static inline void mint_lane_look_ahead(const struct mint_lane_rx *l, const struct mint_ring_rx *r)
 {
-    uint64_t ready = r->head - r->next;
+    uint64_t ready = (r->head - r->next) / MINT_LINE;
 
-    if (ready >= AHEAD * MINT_LINE) {
+    if (ready >= AHEAD) {
         uint32_t at = (r->off / MINT_LINE + AHEAD - 1) % MINT_LANE_DESCS;
         uint32_t block = MINT_DESC_BLOCK(load_relaxed(&l->desc[at]));
 
@@ -233,7 +233,7 @@ static inline void mint_lane_look_ahead(const struct mint_lane_rx *l, const stru
             __builtin_prefetch(rec + MINT_LINE);
         }
     }
-    if (r->off % (DESCS_A_LINE * MINT_LINE) == 0 && ready > DESCS_A_LINE * MINT_LINE) {
+    if (r->off / MINT_LINE % DESCS_A_LINE == 0 && ready > DESCS_A_LINE) {
         uint32_t at = (r->off / MINT_LINE + DESCS_A_LINE) % MINT_LANE_DESCS;
 
         __builtin_prefetch((const void *)(uintptr_t)&l->desc[at]);
