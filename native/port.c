@@ -32,6 +32,17 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* What the predecessor had begun and not ended when it died is dropped: say so. */
+static void count_lost(struct mint_port *port, enum mint_port_counter begun,
+                       enum mint_port_counter ended)
+{
+    uint64_t from = load_relaxed(&port->ctl->counter[ended]);
+    uint64_t to = load_relaxed(&port->ctl->counter[begun]);
+
+    bump_port(port, MINT_PORT_DROP_RESTART, to > from ? to - from : 0);
+    store_relaxed(&port->ctl->counter[ended], to);
+}
+
 /* Fill a fresh control region, or check one that a predecessor left. */
 static int ctl_begin(struct mint_port *port)
 {
@@ -51,13 +62,10 @@ static int ctl_begin(struct mint_port *port)
                ctl->port != c->index || ctl->slots != c->slots || ctl->layout != c->layout) {
         return -EPROTO;
     } else {
-        uint64_t in = load_relaxed(&ctl->counter[MINT_PORT_IN_FRAMES]);
-        uint64_t done = load_relaxed(&ctl->counter[MINT_PORT_IN_DONE]);
-
         port->sent = true; /* what a predecessor wrote may be idle */
         bump_port(port, MINT_PORT_RESTARTS, 1);
-        bump_port(port, MINT_PORT_DROP_RESTART, in > done ? in - done : 0);
-        store_relaxed(&ctl->counter[MINT_PORT_IN_DONE], in);
+        count_lost(port, MINT_PORT_IN_FRAMES, MINT_PORT_IN_DONE);
+        count_lost(port, MINT_PORT_RING_EMPTY, MINT_PORT_RING_SETTLED);
     }
     store_relaxed(&ctl->pid, (uint32_t)getpid());
     store_relaxed(&ctl->generation, load_relaxed(&ctl->generation) + 1);

@@ -294,6 +294,7 @@ static void wait_for_buffer(struct mint_vhost *v, uint32_t len)
 struct tally {
     uint32_t frames, taken;
     uint64_t bytes;
+    bool settled; /* the frame that waited is given, or counted as dropped */
 };
 
 /* Hand v->out over. Return: false when it has to wait. */
@@ -315,6 +316,7 @@ static bool give_out(struct mint_vhost *v, uint32_t len, struct tally *t)
     } else {
         mint_port_refused_plain(v->port);
     }
+    t->settled |= v->out_len != 0;
     v->out_len = 0;
     return true;
 }
@@ -380,11 +382,18 @@ static bool give_next(struct mint_vhost *v, struct tally *t)
 
 static void finish_out(struct mint_vhost *v, struct tally *t)
 {
+    bool called = false;
+
+    /* First the guest, then the channels: a worker that dies in between repeats, and loses none. */
+    if (mint_vring_live(&v->ring[MINT_VQ_RX]))
+        called = mint_vring_publish(&v->ring[MINT_VQ_RX]);
     mint_port_recycle(v->port);
     if (t->frames)
         mint_port_gave(v->port, t->frames, t->bytes);
-    if (mint_vring_live(&v->ring[MINT_VQ_RX]) && mint_vring_publish(&v->ring[MINT_VQ_RX]))
+    if (called)
         mint_port_count(v->port, MINT_PORT_CALLS);
+    if (t->settled)
+        mint_port_count(v->port, MINT_PORT_RING_SETTLED);
     memset(t, 0, sizeof(*t));
 }
 
@@ -396,6 +405,7 @@ static bool drain(struct mint_vhost *v)
 
     if (v->out_len) {
         mint_port_refused_plain(v->port);
+        mint_port_count(v->port, MINT_PORT_RING_SETTLED);
         v->out_len = 0;
     }
     while (n < OUT_BATCH && mint_port_recv(v->port, &view)) {

@@ -129,7 +129,7 @@ class Engine:
         return SshMaterial(
             directory=self.directory / "ssh",
             lab=self.plan.name,
-            nodes=tuple(node.name for node in self.plan.nodes),
+            nodes=tuple(node.name for node in self.plan.nodes if KINDS[node.kind].has_sshd),
             hosts=self.plan.hosts,
             mode="mesh" if self.plan.ssh == "mesh" else "host-only",
         )
