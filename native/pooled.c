@@ -200,6 +200,16 @@ uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
     return sum;
 }
 
+struct mint_rec *mint_pooled_push_slow(struct mint_lane *lane, uint32_t len)
+{
+    uint32_t q = (uint32_t)(lane - lane->of->lanes);
+    struct mint_rec *rec = mint_pooled_reserve(lane->of, q, len);
+
+    if (rec)
+        mint_pooled_commit(lane->of, q, rec, len);
+    return rec;
+}
+
 bool mint_pooled_unused(struct mint_pooled *p)
 {
     settle_some(p, p->count);
