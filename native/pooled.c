@@ -200,6 +200,16 @@ uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
     return sum;
 }
 
+struct mint_rec *mint_pooled_push_slow(struct mint_lane *lane, uint32_t len)
+{
+    uint32_t q = (uint32_t)(lane - lane->of->lanes);
+    struct mint_rec *rec = mint_pooled_reserve(lane->of, q, len);
+
+    if (rec)
+        mint_pooled_commit(lane->of, q, rec, len);
+    return rec;
+}
+
 bool mint_pooled_unused(struct mint_pooled *p)
 {
     settle_some(p, p->count);
@@ -269,6 +279,11 @@ static void share_out(struct mint_pooled *p, uint32_t blocks)
     p->common = (int32_t)(blocks / 2);
 }
 
+static bool capacity_ok(uint32_t bytes)
+{
+    return bytes >= MINT_CAP_MIN && bytes <= MINT_CAP_MAX && bytes % MINT_STOCK_PAGE == 0;
+}
+
 static int pooled_map(struct mint_pooled *p, int fd)
 {
     struct stat st;
@@ -278,8 +293,8 @@ static int pooled_map(struct mint_pooled *p, int fd)
         return -EPROTO;
     p->bytes = (size_t)st.st_size;
     capacity = p->bytes - MINT_STOCK_DATA_AT(p->slots);
-    if (p->bytes < MINT_STOCK_DATA_AT(p->slots) || capacity < MINT_CAP_MIN ||
-        capacity > MINT_CAP_MAX || capacity % MINT_STOCK_PAGE || mint_region_check(fd, p->bytes))
+    if (p->bytes < MINT_STOCK_DATA_AT(p->slots) || capacity > MINT_CAP_MAX ||
+        !capacity_ok((uint32_t)capacity) || mint_region_check(fd, p->bytes))
         return -EPROTO;
     p->map = mint_region_map(fd, p->bytes, true);
     if (!p->map)
@@ -364,7 +379,7 @@ int mint_lane_rx_map(struct mint_lane_rx *l, int fd, uint32_t self, uint32_t slo
     const struct mint_lane_ring *rings;
     int err;
 
-    if (capacity < MINT_CAP_MIN || capacity > MINT_CAP_MAX || capacity % MINT_STOCK_PAGE)
+    if (!capacity_ok(capacity))
         return -EINVAL;
     l->bytes = MINT_STOCK_BYTES(slots, capacity);
     err = mint_region_check(fd, l->bytes);
