@@ -168,17 +168,20 @@ static inline struct mint_rec *mint_pooled_push(struct mint_ring_tx *tx, uint32_
 {
     struct mint_lane *lane = tx->lane;
     struct mint_pooled *p = lane->of;
-    uint32_t need = MINT_STOCK_BLOCKS_FOR(len), block;
+    const uint32_t need = MINT_STOCK_BLOCKS_FOR(len), used = lane->used + need;
+    const uint32_t block = p->stock.run;
+    uint8_t *const data = p->data;
 
-    if (__builtin_expect(!mint_stock_at_hand(&p->stock, need) ||
-                             !mint_ring_room(tx, MINT_LINE * (p->in_hand + 1)) ||
-                             !mint_lane_share(lane, need),
+    if (__builtin_expect(p->stock.run_end - block < need || used > p->part ||
+                             !mint_ring_room(tx, MINT_LINE * (p->in_hand + 1)),
                          0))
         return mint_pooled_push_slow(lane, len);
-    block = mint_stock_take(&p->stock, need);
+    lane->used = used;
+    p->stock.run = block + need;
+    p->stock.free -= need;
+    p->stock.extent[block] = (struct mint_extent){.refs = 1, .blocks = (uint16_t)need};
     mint_lane_put(lane, tx, block, len);
-    mint_lane_use(lane, lane->used + need);
-    return (struct mint_rec *)(void *)(p->data + (size_t)block * MINT_STOCK_BLOCK);
+    return (struct mint_rec *)(void *)(data + (size_t)block * MINT_STOCK_BLOCK);
 }
 
 /*
