@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -71,6 +72,7 @@ class Host:
             self._thread.join(10)
             self._loop.close()
             self._listener.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Do something in the loop's thread."""

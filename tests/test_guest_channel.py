@@ -462,10 +462,12 @@ def test_an_agent_that_sends_nonsense(service: Service) -> None:
         )
         theirs.close()
         with ours:
-            head = ours.recv(wire.HEAD_BYTES, socket.MSG_WAITALL)
-            body = ours.recv(struct.unpack("<BBHI", head)[3], socket.MSG_WAITALL)
-            assert body.startswith(wire.MAGIC)
-            ours.sendall(b"left over" + wire.Hello.decode(body).welcome() + junk)
+            reader = wire.FrameReader()
+            frames: list[wire.Frame] = []
+            while not frames:
+                frames += reader.feed(ours.recv(1000))
+            hello = wire.Hello.decode(frames[0].payload)
+            ours.sendall(b"left over" + hello.welcome() + junk)
             assert ours.recv(100) == b""
         assert process.wait(10) == 0
 

@@ -63,10 +63,18 @@ def guest(program: Path) -> Iterator[tuple[socket.socket, subprocess.Popen[bytes
     process.stderr.close()
 
 
-def greet(stream: socket.socket) -> None:
+def hello(stream: socket.socket) -> Hello:
+    """The guest's first frame."""
+    padding = stream.recv(wire.HEAD_BYTES + wire.FRAME_MAX, socket.MSG_WAITALL)
+    assert not any(padding)
     head = stream.recv(wire.HEAD_BYTES, socket.MSG_WAITALL)
-    length = struct.unpack("<BBHI", head)[3]
-    stream.sendall(Hello.decode(stream.recv(length, socket.MSG_WAITALL)).welcome())
+    body = stream.recv(struct.unpack("<BBHI", head)[3], socket.MSG_WAITALL)
+    assert body.startswith(wire.MAGIC)
+    return Hello.decode(body)
+
+
+def greet(stream: socket.socket) -> None:
+    stream.sendall(hello(stream).welcome())
 
 
 def swallow(stream: socket.socket, seconds: float) -> int:

@@ -95,11 +95,8 @@ static void greet(struct guest *g)
     memcpy(said.hello.nonce, ch->nonce, sizeof(ch->nonce));
     uname(&u);
     memcpy(said.release, u.release, sizeof(said.release));
-    if (ch->resync) {
-        memcpy(ch->out, zeros, sizeof(zeros));
-        ch->out_to = sizeof(zeros);
-    }
-    ch->resync = true;
+    memcpy(ch->out, zeros, sizeof(zeros));
+    ch->out_to = sizeof(zeros);
     channel_send(g, GUEST_HELLO, 0, 0, &said, sizeof(said.hello) + strlen(said.release));
 }
 
@@ -270,6 +267,16 @@ void channel_drain(struct guest *g, int milliseconds)
 
 /* ---------------------------------------------------------------------------------------- in */
 
+/* Have the agent go on; at first, and before it has to stop. */
+static void acknowledge(struct guest *g)
+{
+    struct channel *ch = &g->channel;
+
+    if (ch->window && (!ch->told || ch->taken - ch->told >= ch->window / 2) &&
+        channel_send(g, GUEST_ACK, 0, 0, &ch->taken, sizeof(ch->taken)))
+        ch->told = ch->taken;
+}
+
 /* Skip to the agent's answer to our HELLO. Return: whether it was there. */
 static bool find_welcome(struct guest *g)
 {
@@ -289,6 +296,8 @@ static bool find_welcome(struct guest *g)
         ch->in_len -= at + whole;
         memmove(ch->in, ch->in + at + whole, ch->in_len);
         ch->welcome = true;
+        ch->taken = (uint32_t)(whole + ch->in_len);
+        acknowledge(g);
         ready_again(g);
         return true;
     }
@@ -355,16 +364,6 @@ static void receive(struct guest *g)
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         lost(g);
     }
-}
-
-/* Have the agent go on before it has to stop. */
-static void acknowledge(struct guest *g)
-{
-    struct channel *ch = &g->channel;
-
-    if (ch->window && ch->taken - ch->told >= ch->window / 2 &&
-        channel_send(g, GUEST_ACK, 0, 0, &ch->taken, sizeof(ch->taken)))
-        ch->told = ch->taken;
 }
 
 void channel_watch(struct guest *g, struct watch *w)

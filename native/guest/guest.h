@@ -54,7 +54,6 @@ void guest_close(int *fd);
 struct channel {
     char where[96]; /* a device's path, or a virtio port's name; empty: it was given as it is */
     bool port;      /* it is the name of a virtio port */
-    bool resync;    /* another may have spoken here before: pad */
     bool welcome;   /* the agent has answered */
     bool held;      /* there are frames in `in` that wait for room in `out` */
     int fd;         /* -1: not open */
@@ -62,7 +61,7 @@ struct channel {
     uint64_t retry_at; /* when to try to open it again */
     uint8_t nonce[GUEST_NONCE_BYTES];
     uint32_t window; /* what the stream can take, 0: any number */
-    uint32_t taken;  /* bytes read since HELLO */
+    uint32_t taken;  /* bytes read from WELCOME on */
     uint32_t told;   /* ... that the agent knows of */
     uint8_t in[GUEST_FRAME_HEAD + GUEST_FRAME_MAX];
     size_t in_len;

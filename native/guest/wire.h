@@ -13,17 +13,18 @@
  *
  * Beginning. The guest speaks first: HELLO. The agent is silent until then, ignores whatever it
  * reads before, and answers with WELCOME and the nonce of the HELLO. Whatever the guest reads before
- * that (left over from another boot) it ignores. Where a half-sent frame may precede a HELLO, the
- * guest sends GUEST_FRAME_MAX + GUEST_FRAME_HEAD bytes of padding first, which end it.
+ * that (left over from another boot) it ignores. A frame that another boot has half sent is ended by
+ * GUEST_FRAME_MAX + GUEST_FRAME_HEAD bytes of padding before HELLO.
  *
  *   guest -> agent   HELLO    struct guest_hello, then the kernel's release (text)
  *   agent -> guest   WELCOME  struct guest_hello, with the same nonce
  *
  * A terminal takes no more than GUEST_TTY_WINDOW bytes at a time (UML 7.2 loses a serial line's
  * interrupt for ever when the line discipline's 4096 bytes fill up). If HELLO says so, the agent
- * sends no more than its `window` before the guest has read it, which that tells:
+ * sends no more than its `window` before the guest has read it, and nothing after WELCOME before the
+ * first ACK, since as much again may be left over from another boot:
  *
- *   guest -> agent   ACK      u32: bytes read since HELLO, modulo 2^32
+ *   guest -> agent   ACK      u32: bytes read from WELCOME on, modulo 2^32; the first at once
  *
  * A session runs one program. The agent chooses its number, free again after EXIT.
  *

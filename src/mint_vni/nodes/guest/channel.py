@@ -104,6 +104,7 @@ class GuestChannel:
         self._out = bytearray()
         self._sent = 0  # bytes since HELLO, modulo 2^32
         self._read = 0  # of them, those that the guest has acknowledged, if it does so
+        self._held = 0  # bytes after which to wait for the first acknowledgement; 0: it came
         self._sessions: dict[int, Session | None] = {}  # None: closed here, not yet there
         self._next = 0
         self._loop = asyncio.get_running_loop()
@@ -216,13 +217,15 @@ class GuestChannel:
         window = self.hello.window if self.hello is not None else 0
         if not window:
             return _WRITE_BYTES
+        if self._held:
+            return self._held - self._sent
         return min(_WRITE_BYTES, window - ((self._sent - self._read) & _MASK))
 
     def _on_ack(self, read: int) -> str | None:
         window = self.hello.window if self.hello is not None else 0
         if (self._sent - read) & _MASK > min(window, (self._sent - self._read) & _MASK):
             return "an acknowledgement of what was never sent"
-        self._read = read
+        self._read, self._held = read, 0
         if self._out:
             self._loop.add_writer(self._stream.fileno(), self._writable)
         return None
@@ -254,7 +257,9 @@ class GuestChannel:
         self.hello, self.ready, self.bye = hello, False, None
         self._out.clear()
         self._sent = self._read = 0
-        self.send(hello.welcome())
+        welcome = hello.welcome()
+        self._held = len(welcome) if hello.window else 0
+        self.send(welcome)
         self._on_change()
         return None
 
