@@ -58,7 +58,10 @@ def processes(node: Node) -> dict[str, int]:
     found = {"agent": facts["agent"][0], "first": node.pid}
     for top in (node.pid, *(pid for pid, _ in facts["helpers"])):
         for pid in descendants(top):
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue  # a program of a User-Mode Linux that has just ended
             found.setdefault(name, pid)
     return found
 

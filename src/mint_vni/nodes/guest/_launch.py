@@ -11,6 +11,7 @@ JSON object::
 
     supervisor -> {"name": …, …}      what to become, see `Confined`
     script     -> {"pid": N}          the first process, by the host's count; then it ends
+    supervisor -> {"held": true}      it can end that process now: mount
     first      -> {"ready": true}     its namespaces and mounts are as they should be
     supervisor -> {"go": true}        the journal is written: go on
     both       -> end of file         the program runs
@@ -109,6 +110,9 @@ def main() -> None:
         os.close(tell)
         os.read(told, 1)
         os.close(told)
+        # An empty directory that is removed meanwhile must not come to be filled.
+        if not channel.recv(1 << 16):
+            os._exit(1)
         os.setsid()
         socket.sethostname(request["name"])
         make_tree(request)

@@ -68,6 +68,7 @@ __all__ = ["Agent", "Config"]
 
 _FDS_MAX: Final = 8
 _PANIC: Final = b"Kernel panic - not syncing"
+_PANIC_SECONDS: Final = 0.1
 _LOG_BYTES: Final = 64 * 1024
 _WAIT_MAX: Final = 600.0
 
@@ -104,7 +105,6 @@ class _Boot:
     stuck: bool = False
     unread: bytes = b""
     ready: bool = False
-    past: object = None  # what its init had said before it was reset
 
 
 @dataclass
@@ -156,9 +156,13 @@ class Agent:
     def _console_said(self, data: bytes) -> None:
         boot = self.boot
         if not boot.panicked and _PANIC in boot.unread + data:
-            boot.panicked = True
-            self._notice()
+            # Whoever waits for it is to see why, too, which follows.
+            asyncio.get_running_loop().call_later(_PANIC_SECONDS, self._panicked, boot)
         boot.unread = (boot.unread + data)[1 - len(_PANIC) :]
+
+    def _panicked(self, boot: _Boot) -> None:
+        boot.panicked = True
+        self._notice()
 
     def _guest_said(self, source: str, data: bytes) -> None:
         (self._sshd if source == "sshd" else self._own).append(data)
@@ -170,9 +174,10 @@ class Agent:
             boot.stuck = True
             self._spawn(monitor.execute("quit"))
         elif boot.ready:
-            past = self._channel.hello if self._channel is not None else None
-            self.boot = _Boot(boot.number, past=past)
+            self.boot = _Boot(boot.number)
             monitor.resets = 0
+        if self._channel is not None:
+            self._channel.reset()
         self._notice()
 
     def _spawn(self, work: Awaitable[Any]) -> None:
@@ -289,9 +294,8 @@ class Agent:
         return self._is_ready() or boot.panicked or boot.stuck or not self._console.open
 
     def _is_ready(self) -> bool:
-        # After a reset the channel has nothing new to say until the guest's init does.
         channel = self._channel
-        return channel is not None and channel.ready and channel.hello is not self.boot.past
+        return channel is not None and channel.connected and channel.ready
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the guest.

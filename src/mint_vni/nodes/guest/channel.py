@@ -123,6 +123,13 @@ class GuestChannel:
         self.send(encode(Type.POWER, payload=bytes([_BYES.index(how)])))
         return True
 
+    def reset(self) -> None:
+        """The guest's machine was reset: nobody is there until it says hello again."""
+        self._end_sessions("was reset")
+        self.hello, self.ready = None, False
+        self._out.clear()
+        self._on_change()
+
     def close(self, reason: str = "has ended") -> None:
         """End all sessions and let go of the stream; safe to repeat."""
         if self.closed is not None:

@@ -7,6 +7,7 @@
     ------                             ----------------------------
     spawn                   ------->   join the control groups, unshare, fork
     hold the process        <-------   its pid
+    go ahead                ------->   make the mounts
     wait                    <-------   the mount tree stands
     journal pid and start   ------->   give up privileges, execute the program
     wait                    <-------   end of file: it runs
@@ -181,6 +182,7 @@ def _converse(
     running = Running(pid, start_time)
     try:
         done("process")
+        _say(channel, b'{"held": true}')
         _expect(channel, "ready")
         done("namespaces")
         hold(running)

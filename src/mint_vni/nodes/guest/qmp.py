@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 __all__ = ["Monitor"]
 
 _ANSWER_SECONDS: Final = 2.0
+_SAME_SECONDS: Final = 0.2
 
 
 class Monitor:
@@ -35,6 +37,7 @@ class Monitor:
         self._client = QMPClient(name)
         self._client.logger.setLevel(logging.CRITICAL)
         self._on_reset = on_reset
+        self._last = -_SAME_SECONDS
         self._task: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
 
@@ -47,7 +50,7 @@ class Monitor:
             await self._client.connect(stream)
             self._connected.set()
             async for event in self._client.events:
-                if event["event"] == "RESET":
+                if event["event"] == "RESET" and self._is_new():
                     self.resets += 1
                     self._on_reset()
         except (ConnectError, QMPError, OSError, EOFError):
@@ -55,6 +58,14 @@ class Monitor:
         finally:
             self._connected.clear()
             stream.close()
+
+    def _is_new(self) -> bool:
+        """Tell whether a reset is one of its own: a guest may ask twice for the same."""
+        now = time.monotonic()
+        if now - self._last < _SAME_SECONDS:
+            return False
+        self._last = now
+        return True
 
     async def execute(self, command: str, **arguments: Any) -> bool:
         """Run a command.
