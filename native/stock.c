@@ -118,7 +118,10 @@ bool mint_stock_refill(struct mint_stock *s, uint32_t need)
 
 void mint_stock_return(struct mint_stock *s, uint32_t from, uint32_t to)
 {
-    release(s, from, to);
+    if (s->run == to)
+        s->run = from; /* it was cut off last: a buffer that was not needed after all */
+    else
+        release(s, from, to);
     s->free += to - from;
     s->failed = UINT32_MAX;
 }

@@ -69,12 +69,7 @@ static inline void mint_stock_trim(struct mint_stock *s, uint32_t block, uint32_
     if (had == need)
         return;
     s->extent[block].blocks = (uint16_t)need;
-    if (s->run == block + had) { /* it was the last to be cut off */
-        s->run = block + need;
-        s->free += had - need;
-    } else {
-        mint_stock_return(s, block + need, block + had);
-    }
+    mint_stock_return(s, block + need, block + had);
 }
 
 /* One more reference, one less. */
