@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,9 @@ def output(*argv: str) -> str:
 
 def missing_packages() -> list[str]:
     """The program's package and the libraries behind it that this machine has not installed."""
-    installed = {line.split(":")[0] for line in output("dpkg-query", "-f", "${Package}\n", "-W").split()}
+    installed = {
+        line.split(":")[0] for line in output("dpkg-query", "-f", "${Package}\n", "-W").split()
+    }
     seen: set[str] = set()
     todo = set(ROOTS)
     while todo := todo - seen - installed:
@@ -40,7 +43,9 @@ def missing_packages() -> list[str]:
 
 
 def main() -> int:
-    """Fetch and unpack, unless that was done before."""
+    """Fetch and unpack, unless it is there."""
+    if shutil.which("dpdk-testpmd"):
+        return 0
     target = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build/dpdk")
     if os.path.exists(os.path.join(target, PROGRAM)):
         return 0

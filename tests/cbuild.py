@@ -60,9 +60,9 @@ def core_sources() -> list[Path]:
 
 @functools.cache
 def _headers_hash() -> str:
-    headers = sorted(h for place in (NATIVE, TESTS, FUZZ) for h in place.glob("*.h"))
+    headers = sorted(h for place in (NATIVE, TESTS, FUZZ) for h in place.rglob("*.h"))
     # A test may include a source to reach what is static in it.
-    included = sorted(NATIVE.glob("*.c"))
+    included = sorted(NATIVE.rglob("*.c"))
     return hashlib.sha256(b"".join(h.read_bytes() for h in [*headers, *included])).hexdigest()
 
 

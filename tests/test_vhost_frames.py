@@ -14,7 +14,7 @@ import vhost_util
 from fabric_util import frame
 from mint_vni.errors import ReceiveTimeout
 from mint_vni.testing import RX, TX, Feature, Part, VhostFrontend, Vnet
-from vhost_util import STYLES, Bench, others_talk, payload, sized, take, take_guest, talk
+from vhost_util import PATIENT, STYLES, Bench, others_talk, payload, sized, take, take_guest, talk
 
 HEADER = 12
 LONGEST = 65_584
@@ -39,7 +39,9 @@ def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bench]:
     directory = tmp_path_factory.mktemp("v")
-    with vhost_util.bench(directory, layout=request.param, options={"mtu": 65521}) as made:
+    with vhost_util.bench(
+        directory, layout=request.param, options={"mtu": 65521}, **PATIENT
+    ) as made:
         yield made
 
 
@@ -70,7 +72,7 @@ def test_all_sizes_both_ways(made: Bench, style: str) -> None:
 @pytest.mark.parametrize("indirect", [False, True])
 def test_chains_cut_anywhere(made: Bench, indirect: bool) -> None:
     """The header and the frame in pieces of odd sizes, also in tables of their own."""
-    cuts = [
+    cuts: list[tuple[int, ...]] = [
         (HEADER,),
         (10, 2),
         (1,) * 13,
@@ -90,7 +92,7 @@ def test_chains_cut_anywhere(made: Bench, indirect: bool) -> None:
         rng = random.Random(7)
         for _ in range(150):
             size = rng.choice([14, 60, 1514, 9000, 65_550])
-            split = [rng.randint(0, 2 * size // 5 + 1) for _ in range(rng.randint(0, 18))]
+            split = tuple(rng.randint(0, 2 * size // 5 + 1) for _ in range(rng.randint(0, 18)))
             data = sized(made.g.mac, made.x, size, len(split))
             fe.send(data, split=split, indirect=indirect)
             assert made.x.recv(5) == data

@@ -4,17 +4,27 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import vhost_util
-from fabric_util import wait_until
+from fabric_util import frame, wait_until
 from mint_vni.errors import FabricError
-from mint_vni.testing import RX, TX, BackendRequest, Feature, ProtocolFeature, Request, VhostFrontend
+from mint_vni.testing import (
+    RX,
+    TX,
+    BackendRequest,
+    Feature,
+    ProtocolFeature,
+    Request,
+    VhostFrontend,
+)
 from mint_vni.testing.protocol import (
     FLAG_NEED_REPLY,
     HEADER,
@@ -66,10 +76,10 @@ def test_nothing_is_offered_that_is_not_there(made: Bench) -> None:
 
 
 def test_without_offload_none_is_offered(tmp_path: Path) -> None:
-    with vhost_util.bench(tmp_path, options={"offload": False}) as plain:
-        with plain.g.connect() as fe:
-            assert not fe.offered & (OFFLOADS | Feature.HOST_ECN | Feature.GUEST_ECN)
-            talk(plain, fe)
+    options = {"offload": False}
+    with vhost_util.bench(tmp_path, options=options) as plain, plain.g.connect() as fe:
+        assert not fe.offered & (OFFLOADS | Feature.HOST_ECN | Feature.GUEST_ECN)
+        talk(plain, fe)
 
 
 def test_the_configuration_in_every_size(made: Bench) -> None:
@@ -218,3 +228,24 @@ def test_unknown_messages_are_refused_or_end_the_connection(made: Bench, style: 
         assert fe.wait_closed()
     with made.g.connect(style=style) as fe:
         talk(made, fe)
+
+
+def test_the_examples_of_the_page(made: Bench) -> None:
+    """Each in turn, with a guest's socket and a frame that somebody answers."""
+    page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
+    blocks = re.findall(r"```python vhost\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        wait_until(lambda: not made.g.status()["connected"], "the last guest is gone")
+        broadcast = frame(made.g.mac, b"\xff" * 6, b"anybody?")
+
+        def answer() -> None:
+            if made.x.recv_many(timeout=1):
+                made.x.send(frame(made.x, made.g.mac, b"somebody"))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        exec(compile(block, "testing.md", "exec"), {"path": made.g.path, "broadcast": broadcast})
+        thread.join()
+    wait_until(lambda: made.g.counters()["ring_errors"] == 1, "the second broke a rule")
+    assert made.g.alive()

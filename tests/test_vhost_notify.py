@@ -18,7 +18,7 @@ from fabric_util import asleep, frame, wait_until
 from mint_vni.fabric.port import Port
 from mint_vni.testing import RX, TX, Feature
 from mint_vni.testing.protocol import GUEST_FEATURES
-from vhost_util import STYLES, Bench, sized, take, take_guest
+from vhost_util import PATIENT, STYLES, Bench, sized, take, take_guest
 
 EVENTS = {"events": GUEST_FEATURES, "flags": GUEST_FEATURES & ~Feature.EVENT_IDX}
 ROUNDS = 1500
@@ -26,7 +26,7 @@ ROUNDS = 1500
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with vhost_util.bench(tmp_path_factory.mktemp("v")) as made:
+    with vhost_util.bench(tmp_path_factory.mktemp("v"), **PATIENT) as made:
         yield made
 
 
@@ -160,7 +160,9 @@ def test_calls_are_counted(made: Bench) -> None:
             made.x.send(sized(made.x, made.g.mac, 60, i))
             fe.recv()
         ring.drain_calls()
-        assert made.g.counters()["calls"] - before == ring.calls - taken > 0
+        assert ring.calls > taken
+        # It counts after it has called.
+        wait_until(lambda: made.g.counters()["calls"] - before == ring.calls - taken, "the count")
 
 
 def test_an_idle_guest_costs_nothing(made: Bench) -> None:
@@ -174,8 +176,9 @@ def test_an_idle_guest_costs_nothing(made: Bench) -> None:
         assert made.g.counters()["sleeps"] == before
 
 
-@pytest.mark.parametrize("start", [0, 65_400])
-@pytest.mark.parametrize("events", EVENTS)
+@pytest.mark.parametrize(
+    ("events", "start"), [("events", 0), ("events", 65_400), ("flags", 65_400)]
+)
 def test_indices_wrap(made: Bench, start: int, events: str) -> None:
     """Both rings' indices pass 65,535: from near it, and from 0."""
     count = 500 if start else 66_000

@@ -16,7 +16,7 @@ import rawhost
 import vhost_util
 from mint_vni.testing import Feature, VhostFrontend, Vnet
 from mint_vni.testing.protocol import GUEST_FEATURES
-from vhost_util import Bench, payload, take
+from vhost_util import PATIENT, Bench, payload, take
 
 MSS = 1448
 PLAIN = Feature.VERSION_1 | Feature.PROTOCOL_FEATURES
@@ -28,7 +28,7 @@ ADDRESSES = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with vhost_util.bench(tmp_path_factory.mktemp("v"), guests="gh", raw="x") as made:
+    with vhost_util.bench(tmp_path_factory.mktemp("v"), guests="gh", raw="x", **PATIENT) as made:
         yield made
 
 

@@ -34,7 +34,7 @@ class Run:
     """One run: frames from one process to another.
 
     Attributes:
-        layout: ``per-channel`` or ``shared``.
+        layout: ``per-channel``, ``shared`` or ``pooled``.
         waiting: key of :data:`WAITING`.
         size_min, size_max: bytes of frame.
         frames: how many.

@@ -25,7 +25,9 @@ def frames(
     ] = None,
     layout: Annotated[
         list[str] | None,
-        typer.Option("--layout", metavar="LAYOUT", help="per-channel or shared; may be repeated."),
+        typer.Option(
+            "--layout", metavar="LAYOUT", help="per-channel, shared or pooled; may be repeated."
+        ),
     ] = None,
     repetitions: Annotated[
         int,

@@ -92,10 +92,8 @@ class VhostFrontend(FrontendLink):
         """
         if style not in STYLES:
             raise ValueError(f"no style {style!r}; use one of {', '.join(STYLES)}")
-        same = STYLES[style].same_addresses
-        guest = GuestMemory(memory, regions, same_addresses=same, gap=gap)
-        rings = [Ring(guest, i, queue_size) for i in (RX, TX)]
-        super().__init__(socket_path, style, guest, rings, timeout)
+        self._size = (memory, regions, gap, queue_size)
+        super().__init__(socket_path, style, timeout)
         self.wanted = GUEST_FEATURES if features is None else Feature(features)
         if protocol_features is not None:
             self.wanted_protocol = ProtocolFeature(protocol_features)
@@ -103,7 +101,7 @@ class VhostFrontend(FrontendLink):
         self._rx_parts, self._rx_indirect = rx_parts, rx_indirect
         self._auto_refill, self._start_index = auto_refill, start_index
         self._inbox: deque[Frame] = deque()
-        self.reset()
+        self._build()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -174,11 +172,18 @@ class VhostFrontend(FrontendLink):
         self.start()
 
     def reboot(self) -> None:
-        """Lose the connection, forget all rings, connect and start anew."""
-        self.disconnect()
-        self.reset()
+        """Lose the connection and come again with new memory, as when the guest is killed."""
+        self.close()
+        self._build()
         self.connect()
         self.start()
+
+    def _build(self) -> None:
+        size, regions, gap, queue_size = self._size
+        same = self.style.same_addresses
+        self.memory = GuestMemory(size, regions, same_addresses=same, gap=gap)
+        self.rings = [Ring(self.memory, i, queue_size) for i in (RX, TX)]
+        self.reset()
 
     def close(self) -> None:
         """Hang up and give all memory back; safe to repeat."""

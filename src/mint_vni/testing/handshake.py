@@ -162,7 +162,7 @@ class Uml:
         """See `Style`."""
         self._configure(fe)
         fe.tell(Request.SET_FEATURES, u64(fe.features), ack=True)
-        if fe.features & Feature.STATUS:
+        if fe.features & Feature.STATUS and fe.protocol & ProtocolFeature.CONFIG:
             self.status(fe)
         fe.tell(Request.SET_MEM_TABLE, mem_table(fe.memory.table()), fe.memory.fds(), ack=True)
         for ring in fe.rings:
@@ -182,7 +182,12 @@ class Uml:
 
     @staticmethod
     def _configure(fe: FrontendLink) -> None:
-        """MTU and MAC; each field by a read from offset 0 up to its end."""
+        """MTU and MAC; each field by a read from offset 0 up to its end.
+
+        Without CONFIG its kernel goes on with whatever it has.
+        """
+        if not fe.protocol & ProtocolFeature.CONFIG:
+            return
         if fe.features & Feature.MTU:
             fe.mtu = int.from_bytes(fe.read_config(CONFIG_MTU + 2)[CONFIG_MTU:], "little")
         if fe.features & Feature.MAC:

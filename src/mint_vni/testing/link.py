@@ -46,13 +46,12 @@ class FrontendLink:
         self,
         where: str | os.PathLike[str] | socket.socket,
         style: str,
-        memory: GuestMemory,
-        rings: list[Ring],
         timeout: float,
     ) -> None:
         """Nothing is connected yet; see `VhostFrontend` for the arguments."""
         self.style: Style = STYLES[style]
-        self.memory, self.rings = memory, rings
+        self.memory: GuestMemory
+        self.rings: list[Ring] = []
         self.setup: list[Setup] = []
         self.wanted = self.offered = self.features = Feature(0)
         self.wanted_protocol = self.style.protocol_features

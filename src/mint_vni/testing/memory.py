@@ -91,7 +91,9 @@ class GuestMemory:
         """
         each = parse_size(size) // regions // _PAGE * _PAGE
         if each <= 4 * _SEAM or base % _PAGE or gap % _PAGE:
-            raise ValueError(f"{size} in {regions} regions at {base:#x}: not whole pages, or too little")
+            raise ValueError(
+                f"{size} in {regions} regions at {base:#x}: not whole pages, or too little"
+            )
         self._lock = threading.Lock()
         self._fds: list[int] = []
         self.regions: list[Region] = []

@@ -259,7 +259,8 @@ class Connection:
         self.sock.settimeout(self.timeout)
         try:
             done = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            self.sock.sendall(data[done:])
+            if done < len(data):
+                self.sock.sendall(data[done:])
         except OSError as error:
             raise _gone(error) from None
 

@@ -426,8 +426,12 @@ class Ring:
         self.call = -1
 
     def release(self) -> None:
-        """Let go of the memory; the ring can not be used any more."""
+        """Let go of everything; the ring can not be used any more."""
         self.close_doorbells()
+        self.detach()
+
+    def detach(self) -> None:
+        """Let go of the memory alone, before it is cut short; safe to repeat."""
         self.desc.release()
         for view in (self.avail_ring, self._avail, self._elems, self._used):
             view.release()
