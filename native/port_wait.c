@@ -201,6 +201,7 @@ static void back_off(uint32_t *pauses)
 
 static void count_spin(struct mint_port *port, uint64_t ns, int events)
 {
+    port->spun_ns += ns;
     bump_port(port, MINT_PORT_POLL_NS, ns);
     if (events > 0)
         bump_port(port, MINT_PORT_POLL_HITS, 1);
@@ -226,19 +227,21 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
         before = now;
         sched_yield();
         now = now_ns();
-        if (now - before > SOMEBODY_RAN_NS)
+        if (now - before > SOMEBODY_RAN_NS) {
             events |= (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
-        else
-            spun += now - before; /* what others ran for is no cost of polling */
+            spun += SOMEBODY_RAN_NS; /* what others ran for is no cost of polling; the look is */
+        } else {
+            spun += now - before;
+        }
     }
     count_spin(port, spun, events);
     return events;
 }
 
-/* Spin for the current span at most. Return: events, 0 when nothing came. */
-static int spin(struct mint_port *port, int64_t timeout_ns)
+/* Spin for `span` at most. Return: events, 0 when nothing came. */
+static int spin(struct mint_port *port, uint64_t span, int64_t timeout_ns)
 {
-    uint64_t start = now_ns(), now = start, span = port->spin_ns;
+    uint64_t start = now_ns(), now = start;
     uint32_t pauses = 1;
     int events = 0;
 
@@ -264,19 +267,19 @@ static int spin(struct mint_port *port, int64_t timeout_ns)
 }
 
 /*
- * Adapt the span to what spinning would have been good for: a sleep shorter than poll_us could
- * have been spared by a longer spin, a longer one could not have been.
+ * Adapt a span to what spinning would have been good for: a sleep shorter than poll_us could have
+ * been spared by a longer spin, a longer one could not have been.
  */
-static void adapt(struct mint_port *port, uint64_t slept_ns)
+static void adapt(const struct mint_port *port, uint64_t *span, uint64_t slept_ns)
 {
     uint64_t most = (uint64_t)port->config.poll_us * 1000u;
 
     if (slept_ns > most)
-        port->spin_ns = port->spin_ns / 2 >= SPIN_LEAST_NS ? port->spin_ns / 2 : 0;
-    else if (port->spin_ns < SPIN_LEAST_NS)
-        port->spin_ns = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
+        *span = *span / 2 >= SPIN_LEAST_NS ? *span / 2 : 0;
+    else if (*span < SPIN_LEAST_NS)
+        *span = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
     else
-        port->spin_ns = port->spin_ns * 2 < most ? port->spin_ns * 2 : most;
+        *span = *span * 2 < most ? *span * 2 : most;
 }
 
 bool mint_port_spin_room(struct mint_port *port, uint32_t index)
@@ -361,17 +364,38 @@ static int sleep_until(struct mint_port *port, int64_t timeout_ns)
     return events;
 }
 
+/*
+ * Spin for what is left of the span. There are two spans, because the two waits differ: who has
+ * just sent waits for an answer, which comes after a round trip; who has just received waits for
+ * the next question, which comes when it pleases. One span for both would be halved by the long
+ * waits as often as the short ones double it, and an answer would never be worth waiting for.
+ *
+ * A spin that ends without a frame (others ran on this core: look at everything) goes on with what
+ * is left of its time when nothing was found. Where not even a sleep ended with a frame, spinning
+ * pays less than it seemed.
+ */
+static int spin_first(struct mint_port *port, uint64_t *span, int64_t timeout_ns)
+{
+    bool for_nothing = port->activity == port->spun_at;
+
+    if (for_nothing && port->slept)
+        adapt(port, span, UINT64_MAX);
+    if (!for_nothing || port->slept)
+        port->spun_ns = 0;
+    port->spun_at = port->activity;
+    port->slept = false;
+    return port->spun_ns < *span ? spin(port, *span - port->spun_ns, timeout_ns) : 0;
+}
+
 int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
 {
     bool adaptive = port->config.poll_us && timeout_ns != 0;
+    uint64_t *span = &port->spin_ns[port->sent_last];
     uint64_t slept = 0;
     int events;
 
-    if (adaptive && port->spin_ns) {
-        if (port->activity == port->spun_at)
-            adapt(port, UINT64_MAX); /* the last spin ended for nothing */
-        port->spun_at = port->activity;
-        events = port->spin_ns ? spin(port, timeout_ns) : 0;
+    if (adaptive) {
+        events = spin_first(port, span, timeout_ns);
         if (events)
             return events;
     }
@@ -380,8 +404,9 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
     if (adaptive)
         slept = now_ns();
     events = sleep_until(port, timeout_ns);
+    port->slept = true;
     if (adaptive)
-        adapt(port, now_ns() - slept);
+        adapt(port, span, now_ns() - slept);
     if (port->masked)
         unmask_due(port);
     return events == 0 ? (int)MINT_EV_TIMER : events;
