@@ -14,7 +14,7 @@ import typer
 
 import status_sample
 from mint_vni import errors
-from mint_vni.bench.frames import Result, Row
+from mint_vni.bench.compare import Change, Comparison
 from mint_vni.cli.app import app
 from mint_vni.doctor import Check
 from mint_vni.lab.clean import Cleared
@@ -104,11 +104,6 @@ def test_the_other_examples_have_the_shape() -> None:
         check.keys() == {field.name for field in fields(Check)}
         for check in example("mint doctor")["checks"]
     )
-    row = Row("per-channel", "polling", 64)
-    answer = {"seconds": 1.0, "counters": {}, "tx": {"cpu_ns": 1}, "rx": {"cpu_ns": 1}}
-    row.add(1, answer, 1.0)
-    measured = Result([row], [1.0], {}).to_json()
-    documented = example("mint bench frames")
-    assert documented.keys() == measured.keys()
-    assert documented["machine"].keys() == measured["machine"].keys()
-    assert documented["rows"][0].keys() == measured["rows"][0].keys()
+    changes = example("mint bench compare")
+    assert changes.keys() == Comparison([], [], [], []).to_json().keys()
+    assert changes["changes"][0].keys() == {field.name for field in fields(Change)}

@@ -17,8 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mint_vni.bench import frames, iperf, veth
+from mint_vni.bench import iperf, veth
+from mint_vni.bench.frames import Frames
 from mint_vni.bench.noise import Spread, machine
+from mint_vni.bench.part import run, settings_of
+from mint_vni.bench.result import Result
 from mint_vni.errors import MintError, NodeError
 from mint_vni.lab import Lab
 from mint_vni.lab.paths import lab_dir
@@ -169,7 +172,7 @@ def _step(text: str) -> None:
     out.print(f"  {text}", markup=False)
 
 
-def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: frames.Result) -> Table:
+def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: Result) -> Table:
     table = Table(title="Throughput in Gbps: median (min-max)", title_justify="left")
     table.add_column("1500-byte frames")
     for name in ("paper", "here", "veth, same run", "here / veth"):
@@ -185,9 +188,9 @@ def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: frames.Result
         )
     for row in buffers.rows:
         table.add_row(
-            f"packet buffer alone, {row.waiting}",
+            f"packet buffer alone, {row.key['waiting']}",
             "78.79 (UDP)",
-            Spread.of(row.gbps).text(),
+            Spread.of(row.values["gbps"]).text(),
             "-",
             "-",
         )
@@ -249,9 +252,16 @@ def _steps(lab: Lab, cpus: tuple[int, int]) -> None:
     flows = demo.measure()
     demo.counted()
     _step("the packet buffers alone, process to process (mint bench frames)")
-    buffers = frames.run(
-        sizes=[1500], layouts=["per-channel"], repetitions=3, seconds=0.3, cpus=cpus
+    settings = settings_of(
+        Frames,
+        repetitions=3,
+        seconds=0.3,
+        cpus=sorted(set(cpus)),
+        sizes=[1500],
+        layouts=["per-channel"],
+        crowds=[],
     )
+    buffers = run(Frames(settings))
     out.print(_table(flows, buffers))
     out.print(
         "The paper's machine is another one, and it does not say where its UDP sender sits: only"
