@@ -22,10 +22,11 @@ endif
 
 MADE = build .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
 
-.PHONY: help setup demo test check format bench-peers evaluation clean
+.PHONY: help setup kernels demo test check format bench-peers evaluation clean
 
 help:
 	@echo 'make setup   install what is missing, build, and put mint into $(VENV)/bin'
+	@echo 'make kernels set up, then fetch the kernels that guests boot, unless they are there'
 	@echo 'make demo    set up, then show the main job: two Linuxes that talk over shared memory'
 	@echo 'make test    set up, then run all tests (or some: TESTS=FILES, ARGS=OPTIONS)'
 	@echo 'make check   format, lint, strict types, C warnings as errors'
@@ -37,10 +38,16 @@ help:
 setup:
 	@bash scripts/setup.sh
 
-demo: setup
+# Into the cache of whoever runs labs, once: later it takes a quarter of a second and no network.
+# Nodes of kind netns do without, so it is no error that there are none.
+kernels: setup
+	@$(AS_ROOT) $(VENV)/bin/mint kernel install || \
+		echo 'make: nodes of kinds uml and qemu lack a kernel; the rest goes on' >&2
+
+demo: kernels
 	@$(AS_ROOT) $(VENV)/bin/python -m mint_vni.demo
 
-test: setup
+test: kernels
 	@$(AS_ROOT) $(VENV)/bin/python -m pytest $(TESTS) $(ARGS)
 
 check: setup

@@ -20,6 +20,7 @@
  *   +----------------------------+    and is checked against the descriptor's sealed size
  *
  *   pool region                       one per fabric (layout shared); see struct mint_pool
+ *   stock region of port p            one per port (layout pooled); see pooled_abi.h
  *
  * A payload region is mapped twice, back to back, so that a record which runs over the end is
  * still contiguous for whoever reads or writes it: there is no wrap marker and no wasted tail.
@@ -190,6 +191,8 @@ enum mint_port_counter {
     MINT_PORT_CALLS,        /* interrupts sent to a guest */
     MINT_PORT_RING_EMPTY,   /* times a guest's receive queue had no buffer for a frame */
     MINT_PORT_RING_ERRORS,  /* a guest's queues that were disabled because it broke a rule */
+    MINT_PORT_RING_SETTLED, /* of MINT_PORT_RING_EMPTY, frames that were given or dropped since */
+    MINT_PORT_RECLAIMS,     /* times the memory of an idle channel, or pool, was given back */
     MINT_PORT_COUNTERS = 64
 };
 
@@ -257,6 +260,6 @@ _Static_assert(offsetof(struct mint_ctl, counter) == 256, "control counters");
 #define MINT_CTL_BYTES(slots) (sizeof(struct mint_ctl) + (size_t)(slots) * sizeof(struct mint_slot))
 
 /* How frames are laid out in shared memory. */
-enum mint_layout { MINT_LAYOUT_PER_CHANNEL = 0, MINT_LAYOUT_SHARED = 1 };
+enum mint_layout { MINT_LAYOUT_PER_CHANNEL = 0, MINT_LAYOUT_SHARED = 1, MINT_LAYOUT_POOLED = 2 };
 
 #endif

@@ -18,6 +18,7 @@ CDEF = """
 #define MINT_CAP_MAX ...
 #define MINT_PORTS_MAX ...
 #define MINT_NAME_MAX ...
+#define MINT_LINE ...
 #define MINT_TX_COUNTERS ...
 #define MINT_RX_COUNTERS ...
 #define MINT_PORT_COUNTERS ...
@@ -25,7 +26,7 @@ CDEF = """
 #define MINT_EV_CONTROL ...
 #define MINT_MSG_MAGIC ...
 
-enum mint_layout { MINT_LAYOUT_PER_CHANNEL, MINT_LAYOUT_SHARED, ... };
+enum mint_layout { MINT_LAYOUT_PER_CHANNEL, MINT_LAYOUT_SHARED, MINT_LAYOUT_POOLED, ... };
 enum mint_end_state { MINT_END_CLOSED, MINT_END_OPEN, MINT_END_RESET, ... };
 enum mint_msg_type { MINT_MSG_OPEN, MINT_MSG_TAP, MINT_MSG_ADD_PEER, MINT_MSG_DROP_PEER,
                      MINT_MSG_GIVE, MINT_MSG_STOP, MINT_MSG_VHOST, ... };
@@ -33,7 +34,7 @@ enum mint_msg_type { MINT_MSG_OPEN, MINT_MSG_TAP, MINT_MSG_ADD_PEER, MINT_MSG_DR
 struct mint_port_config {
     uint32_t index; uint32_t slots; uint32_t layout; uint32_t flags;
     uint32_t poll_us; uint32_t stall_us; uint32_t frame_max;
-    uint8_t mac[6]; uint8_t reserved[2]; char name[32];
+    uint8_t mac[6]; uint16_t idle_ds; char name[32];
 };
 struct mint_peer_config {
     uint32_t index; uint32_t flags; uint32_t capacity;
@@ -89,6 +90,7 @@ void mint_plain_free(struct mint_plain *plain);
 int mint_port_recv_packed(struct mint_port *port, struct mint_plain *plain, uint8_t *out,
                           uint64_t size, uint32_t *lens, uint32_t max, int64_t timeout_ns);
 
+size_t mint_stock_bytes(uint32_t slots, uint32_t capacity);
 size_t mint_pool_bytes(uint32_t ports, size_t data_bytes);
 int mint_pool_format(int fd, uint32_t ports, size_t data_bytes);
 

@@ -162,14 +162,14 @@ static int on_vhost(struct mint_worker *w, const int *fds, int n)
 static int on_add_peer(struct mint_worker *w, const struct mint_msg *m, const int *fds, int n)
 {
     struct mint_peer_config c = m->u.peer;
-    bool shared = w->open.port.layout == MINT_LAYOUT_SHARED;
+    static const int wanted[] = {4, 2, 3}; /* by layout */
     int err;
 
-    if (!w->port || n != (shared ? 2 : 4))
+    if (!w->port || n != wanted[w->open.port.layout])
         return -EINVAL;
     c.ctl_fd = fds[0];
-    c.tx_fd = shared ? -1 : fds[1];
-    c.rx_fd = shared ? -1 : fds[2];
+    c.tx_fd = n == 4 ? fds[1] : -1;
+    c.rx_fd = n > 2 ? fds[n - 2] : -1;
     c.bell_fd = fds[n - 1];
     err = mint_port_add_peer(w->port, &c);
     if (err)

@@ -4,13 +4,14 @@
  * the file system that only the lab's owner can reach. One struct mint_msg a packet, descriptors
  * beside it by SCM_RIGHTS; the worker answers each with the same type and `seq`, and a status.
  *
- *   OPEN       port, uid, gid; fds: control region [, pool]. First, once. Then the worker drops
- *              its privileges for good
+ *   OPEN       port, uid, gid; fds: control region [, pool or (layout pooled) its stock region].
+ *              First, once. Then the worker drops its privileges for good
  *   TAP        tap; fds: the TAP device, with which frames begin to move
  *   VHOST      fds: a SOCK_SEQPACKET socket to the node's agent, which says by the messages of vhost.h
  *              where the guest's queues are; with it frames begin to move
  *   ADD_PEER   peer; fds: the peer's control region, tx region, rx region, doorbell
- *              (layout shared: control region, doorbell)
+ *              (layout shared: control region, doorbell; layout pooled: control region, stock region,
+ *              doorbell)
  *   DROP_PEER  peer.index
  *   GIVE       what a new supervisor asks: answered by a copy of OPEN, TAP and every ADD_PEER with
  *              its descriptors, then by GIVE itself

@@ -56,6 +56,8 @@ static const char *const port_names[MINT_PORT_COUNTERS] = {
     [MINT_PORT_CALLS] = "calls",
     [MINT_PORT_RING_EMPTY] = "ring_empty",
     [MINT_PORT_RING_ERRORS] = "ring_errors",
+    [MINT_PORT_RING_SETTLED] = "ring_settled",
+    [MINT_PORT_RECLAIMS] = "reclaims",
 };
 
 #define NAME(table, i) ((i) < sizeof(table) / sizeof((table)[0]) ? (table)[i] : NULL)

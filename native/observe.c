@@ -11,6 +11,11 @@ size_t mint_ctl_bytes(uint32_t slots)
     return MINT_CTL_BYTES(slots);
 }
 
+size_t mint_stock_bytes(uint32_t slots, uint32_t capacity)
+{
+    return MINT_STOCK_BYTES(slots, capacity);
+}
+
 const struct mint_ctl *mint_ctl_map(int fd, uint32_t slots)
 {
     if (mint_region_check(fd, MINT_CTL_BYTES(slots))) {

@@ -6,7 +6,7 @@
 #ifndef MINT_OBSERVE_H
 #define MINT_OBSERVE_H
 
-#include "abi.h"
+#include "pooled_abi.h"
 
 struct mint_ctl_view {
     uint64_t magic;
@@ -24,6 +24,8 @@ struct mint_slot_view {
 };
 
 size_t mint_ctl_bytes(uint32_t slots);
+/* Bytes of a stock region whose buffers have `capacity` bytes. */
+size_t mint_stock_bytes(uint32_t slots, uint32_t capacity);
 
 /* Map a control region read-only. Return: NULL with errno set; EPROTO: not such a region. */
 const struct mint_ctl *mint_ctl_map(int fd, uint32_t slots);

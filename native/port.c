@@ -9,8 +9,10 @@
  *
  *   port.c       open, close, peers, look-up
  *   port_tx.c    send: look up, copy into a channel, publish, ring; back-pressure and stalls
+ *   port_pooled.c  send by reference: what layout pooled offers besides
  *   port_rx.c    receive: take in turn from all channels, check, give room back
  *   port_wait.c  sleep: announce, re-check, wait for a doorbell; doorbells that ring for nothing
+ *   port_idle.c  give memory of idle channels back
  *   packed.c     many frames with one call, for the Python API
  *
  * Life of a port. All that must survive the process lies in the control region: positions, states,
@@ -29,6 +31,17 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+/* What the predecessor had begun and not ended when it died is dropped: say so. */
+static void count_lost(struct mint_port *port, enum mint_port_counter begun,
+                       enum mint_port_counter ended)
+{
+    uint64_t from = load_relaxed(&port->ctl->counter[ended]);
+    uint64_t to = load_relaxed(&port->ctl->counter[begun]);
+
+    bump_port(port, MINT_PORT_DROP_RESTART, to > from ? to - from : 0);
+    store_relaxed(&port->ctl->counter[ended], to);
+}
 
 /* Fill a fresh control region, or check one that a predecessor left. */
 static int ctl_begin(struct mint_port *port)
@@ -49,12 +62,10 @@ static int ctl_begin(struct mint_port *port)
                ctl->port != c->index || ctl->slots != c->slots || ctl->layout != c->layout) {
         return -EPROTO;
     } else {
-        uint64_t in = load_relaxed(&ctl->counter[MINT_PORT_IN_FRAMES]);
-        uint64_t done = load_relaxed(&ctl->counter[MINT_PORT_IN_DONE]);
-
+        port->sent = true; /* what a predecessor wrote may be idle */
         bump_port(port, MINT_PORT_RESTARTS, 1);
-        bump_port(port, MINT_PORT_DROP_RESTART, in > done ? in - done : 0);
-        store_relaxed(&ctl->counter[MINT_PORT_IN_DONE], in);
+        count_lost(port, MINT_PORT_IN_FRAMES, MINT_PORT_IN_DONE);
+        count_lost(port, MINT_PORT_RING_EMPTY, MINT_PORT_RING_SETTLED);
     }
     store_relaxed(&ctl->pid, (uint32_t)getpid());
     store_relaxed(&ctl->generation, load_relaxed(&ctl->generation) + 1);
@@ -106,6 +117,9 @@ static int port_setup(struct mint_port *port, int ctl_fd, int pool_fd)
         return -errno;
     port->slots = (struct mint_slot *)(void *)(port->ctl + 1);
     err = ctl_begin(port);
+    if (!err && port->config.layout == MINT_LAYOUT_POOLED)
+        err = mint_pooled_open(&port->pooled, pool_fd, port->config.index, port->config.slots,
+                               port->slots, load_relaxed(&port->ctl->generation) == 1);
     if (!err && port->config.layout == MINT_LAYOUT_SHARED) {
         err = mint_pool_attach(&port->pool, pool_fd, port->config.index, port->ctl->counter);
         if (!err)
@@ -121,7 +135,7 @@ int mint_port_open(struct mint_port **out, const struct mint_port_config *config
     int err;
 
     if (config->slots == 0 || config->slots > MINT_PORTS_MAX || config->index >= config->slots ||
-        config->layout > MINT_LAYOUT_SHARED || mint_mac_is_group(config->mac))
+        config->layout > MINT_LAYOUT_POOLED || mint_mac_is_group(config->mac))
         return -EINVAL;
     port = calloc(1, sizeof(*port));
     if (!port)
@@ -151,6 +165,7 @@ static void peer_free(struct mint_peer *peer)
         munmap(peer->tx.data, 2 * (size_t)peer->tx.cap);
     if (peer->rx.data)
         munmap((void *)(uintptr_t)peer->rx.data, 2 * (size_t)peer->rx.cap);
+    mint_lane_rx_unmap(&peer->lane);
     free(peer);
 }
 
@@ -159,6 +174,7 @@ static void port_free(struct mint_port *port)
 {
     for (uint32_t i = 0; i < port->count; i++)
         peer_free(port->list[i]);
+    mint_pooled_close(port->pooled);
     if (port->ctl)
         munmap(port->ctl, port->ctl_bytes);
     if (port->epfd >= 0)
@@ -233,6 +249,20 @@ static int peer_map_rings(struct mint_peer *peer, const struct mint_peer_config 
     return 0;
 }
 
+/* Layout pooled: the peer's stock region is all that there is to map; ours is mapped already. */
+static int peer_map_lane(struct mint_port *port, struct mint_peer *peer,
+                         const struct mint_peer_config *c)
+{
+    int err = mint_lane_rx_map(&peer->lane, c->rx_fd, port->config.index, port->config.slots,
+                               c->capacity);
+
+    if (err)
+        return err;
+    mint_pooled_tx_open(port->pooled, peer->index, &peer->tx, peer->slot);
+    mint_ring_rx_open(&peer->rx, NULL, MINT_LANE_CAP, peer->own, peer->slot);
+    return 0;
+}
+
 /* Layout shared has no ring whose opening would say so: mark both ends open. */
 static void peer_open_pool(struct mint_peer *peer)
 {
@@ -257,6 +287,8 @@ static int peer_setup(struct mint_port *port, struct mint_peer *peer,
         return err;
     if (port->pool)
         peer_open_pool(peer);
+    else if (port->pooled)
+        err = peer_map_lane(port, peer, c);
     else
         err = peer_map_rings(peer, c);
     return err;
@@ -330,7 +362,10 @@ static void close_ends(struct mint_port *port, struct mint_peer *peer, bool gone
         store_release(&peer->own->rx_end, MINT_END(0, MINT_END_CLOSED));
         return;
     }
-    mint_ring_tx_close(&peer->tx, gone);
+    if (port->pooled)
+        mint_pooled_tx_close(port->pooled, peer->index, gone);
+    else
+        mint_ring_tx_close(&peer->tx, gone);
     mint_ring_rx_close(&peer->rx);
     mint_port_settle_tx(peer);
     mint_port_settle_rx(peer);

@@ -24,7 +24,8 @@ struct mint_port_config {
     uint32_t stall_us;  /* longest wait for room before a channel counts as stalled */
     uint32_t frame_max; /* longest frame this port takes from the fabric (MTU + 14 + 8) */
     uint8_t mac[6];
-    uint8_t reserved[2];
+    uint16_t idle_ds; /* tenths of a second after which an idle channel's memory is given back;
+                         0: never */
     char name[MINT_NAME_MAX];
 };
 #define MINT_PORT_BRIDGE 1u /* further MACs live behind this port */
@@ -33,7 +34,8 @@ struct mint_port_config {
  * mint_port_open() - serve a port.
  * @ctl_fd:  its control region, writable, MINT_CTL_BYTES(slots) bytes, sealed; all zero when the
  *           port is new, as the predecessor left it when a worker takes over
- * @pool_fd: layout shared: the pool region, writable; otherwise -1
+ * @pool_fd: layout shared: the pool region, writable; layout pooled: the port's own stock region,
+ *           writable, MINT_STOCK_BYTES(slots, capacity) bytes, sealed; otherwise -1
  * Both descriptors are only mapped; the caller keeps and closes them.
  * Return: 0, or a negative errno: -EPROTO when a region is not what it should be, -EBUSY when a
  * living process serves this port of a pool.
@@ -48,12 +50,14 @@ void mint_port_disown(struct mint_port *port);
 struct mint_peer_config {
     uint32_t index;
     uint32_t flags;    /* MINT_PORT_BRIDGE: learn MACs from it; its source MACs are not checked */
-    uint32_t capacity; /* bytes of each of the two payload regions; 0 in layout shared */
+    uint32_t capacity; /* bytes of each of the two payload regions; in layout pooled of the peer's
+                          buffers; 0 in layout shared */
     uint8_t mac[6];
     uint8_t reserved[2];
     int32_t ctl_fd;  /* the peer's control region, read-only */
-    int32_t tx_fd;   /* payload region towards the peer, writable; -1 in layout shared */
-    int32_t rx_fd;   /* payload region from the peer, read-only; -1 in layout shared */
+    int32_t tx_fd;   /* payload region towards the peer, writable; -1 in the other layouts */
+    int32_t rx_fd;   /* payload region from the peer, or (layout pooled) its stock region,
+                        read-only; -1 in layout shared */
     int32_t bell_fd; /* this port's end of the socket pair that is the doorbell of both */
 };
 
@@ -94,12 +98,25 @@ enum mint_sent mint_port_send(struct mint_port *port, const struct mint_vnet *vn
 
 /*
  * mint_port_reserve() / mint_port_commit() - the same in place: read a frame straight into the
- * channel of a known peer. Used where only one receiver is possible.
+ * channel of a known peer. Used where only one receiver is possible. Commit or cancel before the
+ * next flush or wait.
  */
 struct mint_rec *mint_port_reserve(struct mint_port *port, uint32_t peer, uint32_t len);
 void mint_port_commit(struct mint_port *port, uint32_t peer, struct mint_rec *rec, uint32_t len);
 /* Give a reserved record back unsent. */
 void mint_port_cancel(struct mint_port *port, uint32_t peer, struct mint_rec *rec);
+
+/*
+ * mint_port_reserve_any() - the same where the layout lets a frame lie where it is, whoever is to
+ * get it: read it first, look it up then. One at a time.
+ * Return: NULL: the layout offers no such thing, or there is no room now.
+ * mint_port_send_reserved() - send it, now holding `len` bytes of frame, to whom its destination
+ * says, or to all, without a copy. As mint_port_send(); after MINT_FULL the record is still the
+ * caller's, to be sent again or given back by mint_port_cancel() (with any peer).
+ */
+struct mint_rec *mint_port_reserve_any(struct mint_port *port, uint32_t len);
+enum mint_sent mint_port_send_reserved(struct mint_port *port, struct mint_rec *rec, uint32_t len,
+                                       uint32_t *peer);
 
 /* After mint_port_reserve() gave nothing: count a drop, or MINT_FULL: wait for room. */
 enum mint_sent mint_port_refuse(struct mint_port *port, uint32_t peer);

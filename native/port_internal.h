@@ -7,6 +7,7 @@
 #include "clock.h"
 #include "macs.h"
 #include "pool.h"
+#include "pooled.h"
 #include "port.h"
 #include "ring.h"
 #include <string.h>
@@ -25,8 +26,11 @@ struct mint_peer {
     size_t ctl_bytes;
     int bell;
 
-    struct mint_ring_tx tx; /* layout per-channel */
+    struct mint_ring_tx tx; /* layouts per-channel and pooled */
     struct mint_ring_rx rx;
+    struct mint_lane_rx lane;      /* layout pooled */
+    uint64_t idle_head;            /* the head when last looked at for idleness */
+    uint64_t bare_head;            /* the head when its memory was given back; at first 0 */
     bool tx_dirty, rx_dirty;       /* listed in port->tx_dirty, port->rx_dirty */
     uint32_t tx_frames, rx_frames; /* not yet added to the counters */
     uint64_t tx_bytes, rx_bytes;
@@ -51,6 +55,7 @@ struct mint_port {
     struct mint_slot *slots; /* our own */
     size_t ctl_bytes;
     struct mint_pool_end *pool; /* layout shared, else NULL */
+    struct mint_pooled *pooled; /* layout pooled, else NULL */
     int epfd;
     int control_fd; /* the first that is watched as MINT_EV_CONTROL; -1: none */
 
@@ -62,6 +67,11 @@ struct mint_port {
     struct mint_peer **tx_dirty, **rx_dirty;
     uint32_t tx_dirty_count, rx_dirty_count;
     uint32_t in_done; /* frames settled since the last flush */
+
+    bool sent;                   /* frames, since memory to be given back was last looked for */
+    uint16_t flushes;            /* counts on and on */
+    uint64_t idle_due;           /* when to look next; 0: there is nothing to look for */
+    uint64_t idle_sum, bare_sum; /* layout pooled: as a peer's idle_head and bare_head, of all */
 
     struct mint_peer *waiting; /* whom the sender waits for, or NULL */
     bool asked;       /* no bell has rung since it was asked for room: its ring is still to come */
@@ -104,8 +114,16 @@ static inline uint64_t peer_progress(const struct mint_port *port, const struct 
 {
     if (port->pool)
         return mint_pool_progress(port->pool, peer->index);
+    if (port->pooled)
+        return mint_pooled_progress(port->pooled, peer->index);
     return load_acquire(&peer->slot->tail) ^
            ((uint64_t)MINT_END_GEN(load_acquire(&peer->slot->rx_end)) << 40);
+}
+
+/* Whether others than the peer may have to give the room that a frame for it waits for. */
+static inline bool room_is_others(const struct mint_port *port, const struct mint_peer *peer)
+{
+    return port->pool || (port->pooled && mint_pooled_idle(port->pooled, peer->index));
 }
 
 /* Whether mint_port_recv() would find something to do for this peer. */
@@ -115,6 +133,31 @@ static inline bool peer_pending(const struct mint_port *port, const struct mint_
 }
 
 void mint_port_unmask(struct mint_port *port, struct mint_peer *peer);
+
+/* One more frame is staged for the peer. */
+static inline void mint_port_staged(struct mint_port *port, struct mint_peer *peer, uint32_t len)
+{
+    peer->tx_frames++;
+    peer->tx_bytes += len;
+    if (!peer->tx_dirty) {
+        peer->tx_dirty = true;
+        port->tx_dirty[port->tx_dirty_count++] = peer;
+    }
+}
+
+/* port_tx.c, for port_pooled.c too: whether a peer that stalled is still not to be sent to; the
+ * end of waiting for room; why there was none: a drop, which is counted, or MINT_FULL. */
+bool mint_port_stalled(struct mint_port *port, struct mint_peer *peer);
+void mint_port_found_room(struct mint_port *port, struct mint_peer *peer);
+enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer, bool may_wait);
+
+/* port_pooled.c: send to several, `dst` from mint_port_lookup(): copied once, whoever gets it. */
+enum mint_sent mint_port_send_once(struct mint_port *port, const struct mint_vnet *vnet,
+                                   const uint8_t *frame, uint32_t len, int dst, uint32_t *full);
+
+/* port_idle.c: give back the memory of channels that have been idle, if it is time to look.
+ * Return: ns until it will be again; negative: not before frames are sent. */
+int64_t mint_port_tend(struct mint_port *port);
 
 /* Move what the rings counted themselves into the shared counters. */
 void mint_port_settle_tx(struct mint_peer *peer);

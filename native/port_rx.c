@@ -134,7 +134,8 @@ bool mint_port_recv(struct mint_port *port, struct mint_view *v)
 
         while (port->rr_left) {
             uint32_t len;
-            const struct mint_rec *rec = mint_ring_next(&peer->rx, &len);
+            const struct mint_rec *rec = port->pooled ? mint_lane_next(&peer->lane, &peer->rx, &len)
+                                                      : mint_ring_next(&peer->rx, &len);
 
             if (!rec)
                 break;
@@ -157,7 +158,11 @@ void mint_port_release(struct mint_port *port, const struct mint_view *v)
 
     if (port->pool)
         mint_pool_release(port->pool, v->rec);
-    else if (likely(v->generation == peer->rx.gen)) /* else the channel was reset meanwhile */
+    else if (unlikely(v->generation != peer->rx.gen))
+        return; /* the channel was reset meanwhile */
+    else if (port->pooled)
+        mint_lane_release(&peer->rx);
+    else
         mint_ring_release(&peer->rx, v->len);
 }
 

@@ -12,24 +12,20 @@
  */
 #include "port_internal.h"
 
-static void mark_tx(struct mint_port *port, struct mint_peer *peer)
-{
-    if (!peer->tx_dirty) {
-        peer->tx_dirty = true;
-        port->tx_dirty[port->tx_dirty_count++] = peer;
-    }
-}
+#define TEND_EVERY \
+    1024u /* flushes of a port that never sleeps between looks at its idle channels */
 
 /*
- * Say in our slots whether we wait for room: odd when we do, and each odd value but once. In layout
- * shared every port may give the room, so all are asked.
+ * Say in our slots whether we wait for room: odd when we do, and each odd value but once. Where
+ * others may have to give the room, all are asked.
  */
 static void set_want(struct mint_port *port, struct mint_peer *peer, bool on)
 {
-    uint32_t n = port->pool ? port->count : 1;
+    bool all = port->pool || (port->pooled && (!on || room_is_others(port, peer)));
+    uint32_t n = all ? port->count : 1;
 
     for (uint32_t i = 0; i < n; i++) {
-        mint_a32 *want = port->pool ? &port->list[i]->own->tx_want : &peer->own->tx_want;
+        mint_a32 *want = all ? &port->list[i]->own->tx_want : &peer->own->tx_want;
         uint32_t was = load_relaxed(want);
 
         store_relaxed(want, on ? (was + 1) | 1u : (was + 1) & ~1u);
@@ -45,45 +41,64 @@ static void end_wait(struct mint_port *port, struct mint_peer *peer)
         port->waiting = NULL;
 }
 
-/* Room in the channel of `peer`, or NULL with the reason to be found by refuse(). */
+static void end_stall(struct mint_peer *peer)
+{
+    peer->stalled = false;
+    store_relaxed(&peer->own->tx_stalled, 0);
+}
+
+bool mint_port_stalled(struct mint_port *port, struct mint_peer *peer)
+{
+    if (peer_progress(port, peer) == peer->wait_mark)
+        /* A peer that has nothing to give back is not to blame: a shorter frame may find room. */
+        return !(port->pooled && room_is_others(port, peer));
+    end_stall(peer);
+    return false;
+}
+
+void mint_port_found_room(struct mint_port *port, struct mint_peer *peer)
+{
+    peer->wait_since = 0;
+    if (peer->stalled)
+        end_stall(peer);
+    if (peer->waiting)
+        end_wait(port, peer);
+}
+
+/* Room in the channel of `peer`, or NULL with the reason to be found by mint_port_no_room(). */
 static struct mint_rec *reserve(struct mint_port *port, struct mint_peer *peer, uint32_t len)
 {
     struct mint_rec *rec;
 
-    if (unlikely(peer->stalled)) {
-        if (peer_progress(port, peer) == peer->wait_mark)
-            return NULL;
-        peer->stalled = false;
-        store_relaxed(&peer->own->tx_stalled, 0);
-    }
-    if (likely(!port->pool))
+    if (unlikely(peer->stalled) && mint_port_stalled(port, peer))
+        return NULL;
+    if (port->pooled)
+        rec = mint_pooled_reserve(port->pooled, peer->index, len);
+    else if (likely(!port->pool))
         rec = mint_ring_reserve(&peer->tx, len);
     else
         rec = peer_up(port, peer) ? mint_pool_reserve(port->pool, peer->index, len) : NULL;
-    if (unlikely(rec && peer->wait_since)) {
-        peer->wait_since = 0;
-        if (peer->waiting)
-            end_wait(port, peer);
-    }
+    if (unlikely(rec && peer->wait_since))
+        mint_port_found_room(port, peer);
     return rec;
 }
 
 static void commit(struct mint_port *port, struct mint_peer *peer, struct mint_rec *rec,
                    uint32_t len)
 {
-    if (port->pool) {
+    if (port->pooled) {
+        mint_pooled_commit(port->pooled, peer->index, rec, len);
+    } else if (port->pool) {
         store_relaxed(&rec->len, len);
         mint_pool_commit(port->pool, peer->index, rec, len);
     } else {
         mint_ring_commit(&peer->tx, rec, len);
     }
-    peer->tx_frames++;
-    peer->tx_bytes += len;
-    mark_tx(port, peer);
+    mint_port_staged(port, peer, len);
 }
 
-/* Why reserve() gave nothing: count a drop, or let the caller wait. */
-static enum mint_sent refuse(struct mint_port *port, struct mint_peer *peer, bool may_wait)
+/* Why there was no room: count a drop, or let the caller wait. */
+enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer, bool may_wait)
 {
     mint_port_settle_tx(peer);
     if (peer->stalled)
@@ -106,7 +121,7 @@ static enum mint_sent send_to(struct mint_port *port, struct mint_peer *peer,
     struct mint_rec *rec = reserve(port, peer, len);
 
     if (unlikely(!rec))
-        return refuse(port, peer, may_wait);
+        return mint_port_no_room(port, peer, may_wait);
     if (vnet) {
         rec->vnet = *vnet;
         rec->vnet.num_buffers = 0;
@@ -173,6 +188,8 @@ enum mint_sent mint_port_send(struct mint_port *port, const struct mint_vnet *vn
     if (!peer)
         peer = &ignored;
     dst = mint_port_lookup(port, frame);
+    if (dst < 0 && dst != MINT_DST_SELF && port->pooled)
+        return mint_port_send_once(port, vnet, frame, len, dst, peer);
     if (likely(dst >= 0)) {
         *peer = (uint32_t)dst;
         sent = send_to(port, port->peers[dst], vnet, frame, len, true);
@@ -198,13 +215,15 @@ void mint_port_commit(struct mint_port *port, uint32_t peer, struct mint_rec *re
 void mint_port_cancel(struct mint_port *port, uint32_t peer, struct mint_rec *rec)
 {
     (void)peer; /* a ring's reservation is nothing but the place at its head */
-    if (port->pool)
+    if (port->pooled)
+        mint_pooled_cancel(port->pooled, rec);
+    else if (port->pool)
         mint_pool_cancel(port->pool, rec);
 }
 
 enum mint_sent mint_port_refuse(struct mint_port *port, uint32_t peer)
 {
-    enum mint_sent sent = refuse(port, port->peers[peer], true);
+    enum mint_sent sent = mint_port_no_room(port, port->peers[peer], true);
 
     port->in_done += sent != MINT_FULL;
     return sent;
@@ -261,6 +280,8 @@ static void publish(struct mint_port *port)
 
 void mint_port_flush(struct mint_port *port)
 {
+    if (unlikely(++port->flushes % TEND_EVERY == 0))
+        mint_port_tend(port);
     if (port->tx_dirty_count)
         publish(port);
     if (port->in_done) {
@@ -270,6 +291,7 @@ void mint_port_flush(struct mint_port *port)
     }
     if (!port->tx_dirty_count)
         return;
+    port->sent = true;
     full_fence(); /* pairs with the one in mint_port_wait(): published before looking who sleeps */
     for (uint32_t i = 0; i < port->tx_dirty_count; i++) {
         struct mint_peer *peer = port->tx_dirty[i];
@@ -336,7 +358,7 @@ uint64_t mint_port_wait_room(struct mint_port *port, uint32_t index)
 
 void mint_port_give_up(struct mint_port *port, uint32_t index)
 {
-    refuse(port, port->peers[index], false);
+    mint_port_no_room(port, port->peers[index], false);
     port->in_done++;
 }
 

@@ -118,10 +118,10 @@ void mint_port_unmask(struct mint_port *port, struct mint_peer *peer)
     epoll_ctl(port->epfd, EPOLL_CTL_ADD, peer->bell, &ev);
 }
 
-/* Whether a ring may be about the room that is waited for; in a pool anybody may have given it. */
+/* Whether a ring may be about the room that is waited for. */
 static bool room_may_be(const struct mint_port *port, const struct mint_peer *waiting)
 {
-    return port->pool || peer_progress(port, waiting) != waiting->wait_mark;
+    return room_is_others(port, waiting) || peer_progress(port, waiting) != waiting->wait_mark;
 }
 
 /* A doorbell rang: take the ring, and judge whether it was worth it. */
@@ -364,6 +364,22 @@ static int sleep_until(struct mint_port *port, int64_t timeout_ns)
     return events;
 }
 
+/* The same, getting up meanwhile to give idle memory back when that is due. */
+static int sleep_and_tend(struct mint_port *port, int64_t timeout_ns)
+{
+    for (;;) {
+        int64_t due = mint_port_tend(port);
+        int events;
+
+        if (due < 0 || (timeout_ns >= 0 && timeout_ns <= due))
+            return sleep_until(port, timeout_ns);
+        events = sleep_until(port, due);
+        if (events)
+            return events;
+        timeout_ns -= timeout_ns < 0 ? 0 : due;
+    }
+}
+
 /*
  * Spin for what is left of the span. There are two spans, because the two waits differ: who has
  * just sent waits for an answer, which comes after a round trip; who has just received waits for
@@ -403,7 +419,7 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
         timeout_ns = (int64_t)MASK_NS;
     if (adaptive)
         slept = now_ns();
-    events = sleep_until(port, timeout_ns);
+    events = sleep_and_tend(port, timeout_ns);
     port->slept = true;
     if (adaptive)
         adapt(port, span, now_ns() - slept);
@@ -440,7 +456,7 @@ int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout
 
     if (port->masked)
         unmask_due(port);
-    if (!port->pool)
+    if (!room_is_others(port, port->peers[index]))
         return wait_bell(port, port->peers[index], timeout_ns);
     if (timeout_ns > (port->masked ? MASK_NS : INT64_MAX))
         timeout_ns = port->masked ? MASK_NS : INT64_MAX;

@@ -2,15 +2,13 @@
 /* ring.c - the slow paths of the per-channel packet buffer; theory of operation in ring.h. */
 #include "ring.h"
 
-#define POSITION_MAX (UINT64_MAX >> 2) /* more than any channel ever carries: no sum overflows */
-/* Whether a number that lay in shared memory can be a position. */
-#define NO_POSITION(pos) (((pos) & (MINT_LINE - 1u)) != 0 || (pos) > POSITION_MAX)
-
 /* Count the records in [from, to) of our own payload region. */
 static uint64_t count_records(const struct mint_ring_tx *r, uint64_t from, uint64_t to)
 {
     uint64_t n = 0;
 
+    if (r->lane)
+        return (to - from) / MINT_LINE;
     while (from < to) {
         const struct mint_rec *rec =
             (const struct mint_rec *)(const void *)(r->data + from % r->cap);
@@ -27,6 +25,8 @@ static uint64_t count_records(const struct mint_ring_tx *r, uint64_t from, uint6
 /* Forget all that is in the channel, of which the producer alone knows now; go on at `at`. */
 static void tx_place(struct mint_ring_tx *r, uint64_t at)
 {
+    if (r->lane)
+        mint_lane_place(r->lane, r->head, at);
     r->head = r->published = r->tail = at;
     r->off = (uint32_t)(at % r->cap);
     r->staged = 0;
@@ -39,7 +39,7 @@ static void tx_place(struct mint_ring_tx *r, uint64_t at)
  */
 static void tx_settle(struct mint_ring_tx *r)
 {
-    uint64_t tail = load_acquire(&r->peer->tail) & POSITION_MAX & ~(uint64_t)(MINT_LINE - 1u);
+    uint64_t tail = load_acquire(&r->peer->tail) & MINT_POSITION_MAX & ~(uint64_t)(MINT_LINE - 1u);
 
     /* Another consumer's tail, or a lie, says nothing of what was read: then the last one counts. */
     r->lost += count_records(r, r->head - tail <= r->cap ? tail : r->tail, r->head);
@@ -56,11 +56,11 @@ void mint_ring_tx_open(struct mint_ring_tx *r, uint8_t *data, uint32_t cap, stru
     r->head = r->published = load_relaxed(&own->head);
     r->off = (uint32_t)(r->head % cap);
     r->tail = load_acquire(&peer->tail);
-    if (r->head - r->tail > cap || NO_POSITION(r->tail))
+    if (r->head - r->tail > cap || MINT_NO_POSITION(r->tail))
         r->tail = r->head - cap; /* "full": the first reserve looks again, and judges */
     if (MINT_END_STATE(end) != MINT_END_OPEN && MINT_END_STATE(end) != MINT_END_RESET)
         store_release(&own->tx_end, MINT_END(r->gen, MINT_END_OPEN));
-    if (NO_POSITION(r->head)) {
+    if (MINT_NO_POSITION(r->head)) {
         /* What the predecessor left is no index of ours: start over, as after a broken rule. */
         tx_place(r, 0);
         store_release(&own->tx_end, MINT_END(r->gen, MINT_END_RESET));
@@ -111,7 +111,7 @@ bool mint_ring_tx_refresh(struct mint_ring_tx *r, uint32_t need)
     /* Pairs with store_release in mint_ring_recycle(): the consumer is done with what lies before. */
     uint64_t tail = load_acquire(&r->peer->tail);
 
-    if (r->published - tail > r->cap || NO_POSITION(tail)) {
+    if (r->published - tail > r->cap || MINT_NO_POSITION(tail)) {
         store_release(&r->own->tx_end, MINT_END(r->gen, MINT_END_RESET));
         return false;
     }
@@ -146,8 +146,8 @@ void mint_ring_rx_open(struct mint_ring_rx *r, const uint8_t *data, uint32_t cap
 
     *r = (struct mint_ring_rx){.data = data, .cap = cap, .own = own, .peer = peer};
     r->gen = MINT_END_GEN(end);
-    r->released = NO_POSITION(tail) ? 0 : tail;
-    if ((state != MINT_END_OPEN && state != MINT_END_RESET) || NO_POSITION(tail)) {
+    r->released = MINT_NO_POSITION(tail) ? 0 : tail;
+    if ((state != MINT_END_OPEN && state != MINT_END_RESET) || MINT_NO_POSITION(tail)) {
         rx_demand(r);
         return;
     }
@@ -187,7 +187,7 @@ bool mint_ring_rx_refresh(struct mint_ring_rx *r)
     /* Pairs with store_release in mint_ring_publish(): the records before it are complete. */
     uint64_t head = load_acquire(&r->peer->head);
 
-    if (head - r->next > r->cap || NO_POSITION(head)) {
+    if (head - r->next > r->cap || MINT_NO_POSITION(head)) {
         mint_ring_rx_reset(r);
         return false;
     }

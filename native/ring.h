@@ -40,6 +40,12 @@
 #include "abi.h"
 #include <stdbool.h>
 
+#define MINT_POSITION_MAX (UINT64_MAX >> 2) /* more than a channel ever carries: no sum overflows */
+/* Whether a number that lay in shared memory can be a position. */
+#define MINT_NO_POSITION(pos) (((pos) & (MINT_LINE - 1u)) != 0 || (pos) > MINT_POSITION_MAX)
+
+struct mint_lane;
+
 /* The producer's end; private to its process. */
 struct mint_ring_tx {
     uint8_t *data; /* mapped twice: offsets 0 .. 2 * cap - 1 are readable */
@@ -54,6 +60,7 @@ struct mint_ring_tx {
     const struct mint_slot *peer;
     uint64_t lost;    /* frames that were unread when the channel was reset; taken by the owner */
     uint32_t rejoins; /* generations joined after the first; taken by the owner */
+    struct mint_lane *lane; /* layout pooled: each line of the ring stands for a descriptor */
 };
 
 /* The consumer's end; private to its process. */
@@ -85,6 +92,12 @@ void mint_ring_rx_open(struct mint_ring_rx *r, const uint8_t *data, uint32_t cap
 void mint_ring_tx_close(struct mint_ring_tx *r, bool gone);
 void mint_ring_rx_close(struct mint_ring_rx *r);
 
+/*
+ * mint_lane_place() - layout pooled (pooled.c): the consumer will read nothing of what lies before
+ * `head`; take its buffers back. The ring goes on at `at`.
+ */
+void mint_lane_place(struct mint_lane *lane, uint64_t head, uint64_t at);
+
 /* The slow paths of the inline functions below. */
 bool mint_ring_tx_refresh(struct mint_ring_tx *r, uint32_t need);
 bool mint_ring_tx_join(struct mint_ring_tx *r);
@@ -100,6 +113,15 @@ static inline bool mint_ring_tx_up(const struct mint_ring_tx *r)
            MINT_END_STATE(load_relaxed(&r->own->tx_end)) != MINT_END_RESET;
 }
 
+/* Whether `need` bytes are free, as far as was seen when last looking at the consumer's tail. */
+static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
+{
+    uint32_t end = load_relaxed(&r->peer->rx_end);
+
+    return MINT_END_GEN(end) == r->gen && MINT_END_STATE(end) != MINT_END_CLOSED &&
+           r->head + need - r->tail <= r->cap;
+}
+
 /*
  * mint_ring_reserve() - room for a record with a frame of up to `len` bytes.
  * Return: the record at the head, contiguous; NULL when there is no room, or the channel is down.
@@ -107,26 +129,28 @@ static inline bool mint_ring_tx_up(const struct mint_ring_tx *r)
  */
 static inline struct mint_rec *mint_ring_reserve(struct mint_ring_tx *r, uint32_t len)
 {
-    uint32_t need = MINT_REC_BYTES(len), end = load_relaxed(&r->peer->rx_end);
-    bool ours = MINT_END_GEN(end) == r->gen && MINT_END_STATE(end) != MINT_END_CLOSED;
+    uint32_t need = MINT_REC_BYTES(len);
 
-    if (__builtin_expect((!ours || r->head + need - r->tail > r->cap), 0) &&
-        !mint_ring_tx_refresh(r, need))
+    if (__builtin_expect(!mint_ring_room(r, need), 0) && !mint_ring_tx_refresh(r, need))
         return NULL;
     return (struct mint_rec *)(void *)(r->data + r->off);
 }
 
-/* Stage the record at the head, now holding `len` bytes of frame. */
-static inline void mint_ring_commit(struct mint_ring_tx *r, struct mint_rec *rec, uint32_t len)
+/* One more staged record, of `bytes` bytes. */
+static inline void mint_ring_stage(struct mint_ring_tx *r, uint32_t bytes)
 {
-    uint32_t bytes = MINT_REC_BYTES(len);
-
-    store_relaxed(&rec->len, len); /* ordered by the release store of head in publish */
     r->head += bytes;
     r->off += bytes;
     if (r->off >= r->cap)
         r->off -= r->cap;
     r->staged++;
+}
+
+/* Stage the record at the head, now holding `len` bytes of frame. */
+static inline void mint_ring_commit(struct mint_ring_tx *r, struct mint_rec *rec, uint32_t len)
+{
+    store_relaxed(&rec->len, len); /* ordered by the release store of head in publish */
+    mint_ring_stage(r, MINT_REC_BYTES(len));
 }
 
 /*
@@ -148,6 +172,15 @@ static inline uint32_t mint_ring_publish(struct mint_ring_tx *r)
     return staged;
 }
 
+/* The record of `bytes` bytes that comes next is read. */
+static inline void mint_ring_step(struct mint_ring_rx *r, uint32_t bytes)
+{
+    r->next += bytes;
+    r->off += bytes;
+    if (r->off >= r->cap)
+        r->off -= r->cap;
+}
+
 /*
  * mint_ring_next() - the oldest unread record.
  * @len: receives its frame length, fetched once and checked against the published bytes
@@ -166,12 +199,7 @@ static inline const struct mint_rec *mint_ring_next(struct mint_ring_rx *r, uint
         mint_ring_rx_reset(r);
         return NULL;
     }
-    uint32_t bytes = MINT_REC_BYTES(n);
-
-    r->next += bytes;
-    r->off += bytes;
-    if (r->off >= r->cap)
-        r->off -= r->cap;
+    mint_ring_step(r, MINT_REC_BYTES(n));
     *len = n;
     return rec;
 }

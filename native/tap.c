@@ -4,7 +4,8 @@
  *
  * In. One readv() takes one frame with its vnet header. With a single possible receiver it is read
  * straight into the channel; with more, the receiver is known only after reading, and a frame for
- * c must never have been readable by b, so it is read into private memory and copied.
+ * c must never have been readable by b, so it is read into private memory and copied. In layout
+ * pooled it is read into the port's own pool and sent from there, whoever is to get it.
  *
  * Out. One writev() hands one frame over: the headers that were checked from a private copy, the
  * rest straight from the channel. A device without offloads gets plain frames instead.
@@ -55,13 +56,16 @@ static ssize_t read_frame(struct mint_worker *w, struct mint_vnet *vnet, uint8_t
     return -1;
 }
 
-/* Send what staging holds. Return: whether it is settled; otherwise it is held. */
-static bool send_staged(struct mint_worker *w, uint32_t len)
+/* Send what `rec`, or else staging, holds. Return: whether it is settled; otherwise it is held. */
+static bool send_read(struct mint_worker *w, struct mint_rec *rec, uint32_t len)
 {
     struct mint_tap *t = &w->tap;
     uint32_t peer = UINT32_MAX;
-    enum mint_sent sent = mint_port_send(w->port, &t->staging.vnet, t->staging.frame, len, &peer);
+    enum mint_sent sent =
+        rec ? mint_port_send_reserved(w->port, rec, len, &peer)
+            : mint_port_send(w->port, &t->staging.vnet, t->staging.frame, len, &peer);
 
+    t->held = sent == MINT_FULL ? rec : NULL;
     if (sent == MINT_FULL) {
         t->held_len = len;
         mint_hold_full(&w->hold, peer);
@@ -102,28 +106,45 @@ static int in_place(struct mint_worker *w, uint32_t peer, uint32_t *bytes)
 static bool take_one(struct mint_worker *w, int sole, uint32_t *bytes)
 {
     struct mint_tap *t = &w->tap;
+    struct mint_rec *rec = mint_port_reserve_any(w->port, MINT_FRAME_MAX);
     ssize_t len;
 
-    if (sole >= 0) {
+    if (!rec && sole >= 0) {
         int r = in_place(w, (uint32_t)sole, bytes);
 
         if (r >= 0)
             return r > 0;
     }
-    len = read_frame(w, &t->staging.vnet, t->staging.frame);
-    if (len < 0)
+    if (rec)
+        len = read_frame(w, &rec->vnet, rec->frame);
+    else
+        len = read_frame(w, &t->staging.vnet, t->staging.frame);
+    if (len < 0) {
+        if (rec)
+            mint_port_cancel(w->port, 0, rec);
         return false;
+    }
     mint_port_took(w->port, (uint32_t)len);
     *bytes += (uint32_t)len;
-    return send_staged(w, (uint32_t)len);
+    return send_read(w, rec, (uint32_t)len);
+}
+
+/* The held frame, if it lies in a record, has been given up. */
+static void forget_held(struct mint_worker *w)
+{
+    if (w->tap.held)
+        mint_port_cancel(w->port, 0, w->tap.held);
+    w->tap.held = NULL;
 }
 
 /* Try again to send the held frame. Return: whether it is settled now. */
 static bool retry_held(struct mint_worker *w)
 {
-    if (send_staged(w, w->tap.held_len) || !mint_hold_wait(&w->hold, w->port))
+    struct mint_tap *t = &w->tap;
+
+    if (send_read(w, t->held, t->held_len) || !mint_hold_wait(&w->hold, w->port))
         return true;
-    return send_staged(w, w->tap.held_len);
+    return send_read(w, t->held, t->held_len);
 }
 
 static bool tap_in(struct mint_worker *w)
@@ -135,6 +156,7 @@ static bool tap_in(struct mint_worker *w)
         mint_port_flush(w->port);
         return false;
     }
+    forget_held(w);
     while (n < IN_BATCH && take_one(w, sole, &bytes)) {
         n++;
         if (bytes >= IN_FLUSH_BYTES) {

@@ -4,7 +4,7 @@
  *
  * From the guest. Headers are copied to private memory and decided upon there; then the frame is
  * gathered from the guest's memory straight into the channel of its receiver. A frame for several
- * receivers goes through private memory. One that finds its channel full stays in the queue, which
+ * receivers goes through private memory (layout pooled: lies once in the port's pool). One that finds its channel full stays in the queue, which
  * is not looked at meanwhile: see hold.h. Chains are shown to the guest as used only after the
  * frames were published, so a worker that dies in between repeats them and loses none.
  *
@@ -66,6 +66,19 @@ static enum mint_sent send_direct(struct mint_vhost *v, uint32_t peer, const str
 static enum mint_sent send_copied(struct mint_vhost *v, const struct mint_vnet *vnet,
                                   const uint8_t *head, uint32_t len, uint32_t *peer)
 {
+    struct mint_rec *rec = mint_port_reserve_any(v->port, len);
+
+    if (rec) { /* where it lies all receivers can have it */
+        enum mint_sent sent;
+
+        rec->vnet = *vnet;
+        memcpy(rec->frame, head, HEAD);
+        mint_chain_read(&v->first, v->header + HEAD, rec->frame + HEAD, len - HEAD);
+        sent = mint_port_send_reserved(v->port, rec, len, peer);
+        if (sent == MINT_FULL) /* it stays in the guest's queue */
+            mint_port_cancel(v->port, *peer, rec);
+        return sent;
+    }
     memcpy(v->staging.frame, head, HEAD);
     mint_chain_read(&v->first, v->header + HEAD, v->staging.frame + HEAD, len - HEAD);
     return mint_port_send(v->port, vnet, v->staging.frame, len, peer);
@@ -281,6 +294,7 @@ static void wait_for_buffer(struct mint_vhost *v, uint32_t len)
 struct tally {
     uint32_t frames, taken;
     uint64_t bytes;
+    bool settled; /* the frame that waited is given, or counted as dropped */
 };
 
 /* Hand v->out over. Return: false when it has to wait. */
@@ -302,6 +316,7 @@ static bool give_out(struct mint_vhost *v, uint32_t len, struct tally *t)
     } else {
         mint_port_refused_plain(v->port);
     }
+    t->settled |= v->out_len != 0;
     v->out_len = 0;
     return true;
 }
@@ -367,11 +382,18 @@ static bool give_next(struct mint_vhost *v, struct tally *t)
 
 static void finish_out(struct mint_vhost *v, struct tally *t)
 {
+    bool called = false;
+
+    /* First the guest, then the channels: a worker that dies in between repeats, and loses none. */
+    if (mint_vring_live(&v->ring[MINT_VQ_RX]))
+        called = mint_vring_publish(&v->ring[MINT_VQ_RX]);
     mint_port_recycle(v->port);
     if (t->frames)
         mint_port_gave(v->port, t->frames, t->bytes);
-    if (mint_vring_live(&v->ring[MINT_VQ_RX]) && mint_vring_publish(&v->ring[MINT_VQ_RX]))
+    if (called)
         mint_port_count(v->port, MINT_PORT_CALLS);
+    if (t->settled)
+        mint_port_count(v->port, MINT_PORT_RING_SETTLED);
     memset(t, 0, sizeof(*t));
 }
 
@@ -383,6 +405,7 @@ static bool drain(struct mint_vhost *v)
 
     if (v->out_len) {
         mint_port_refused_plain(v->port);
+        mint_port_count(v->port, MINT_PORT_RING_SETTLED);
         v->out_len = 0;
     }
     while (n < OUT_BATCH && mint_port_recv(v->port, &view)) {

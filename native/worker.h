@@ -24,9 +24,10 @@ struct mint_device {
 struct mint_tap {
     int fd; /* -1: none */
     bool offload;
-    bool watched;        /* its readability is waited for */
-    uint32_t held_len;   /* bytes of the held frame, in staging */
-    uint64_t down_until; /* the device said that it is down: not to be read before */
+    bool watched;          /* its readability is waited for */
+    uint32_t held_len;     /* bytes of the held frame, in staging or ... */
+    struct mint_rec *held; /* ... if not NULL, in a record of the port's own */
+    uint64_t down_until;   /* the device said that it is down: not to be read before */
     struct mint_plain *plain;
     struct {
         struct mint_vnet vnet;

@@ -24,7 +24,7 @@ from mint_vni.fabric import Fabric
 from mint_vni.fabric.config import mac_bytes
 from mint_vni.fabric.port import Port
 
-LAYOUTS = ["per-channel", "shared"]
+LAYOUTS = ["per-channel", "shared", "pooled"]
 BROADCAST = b"\xff" * 6
 ETHERTYPE = b"\x88\xb5"  # IEEE 802 local experimental
 

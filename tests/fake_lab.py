@@ -35,6 +35,9 @@ class FakeNode:
     def ssh_argv(self, args: list[str]) -> list[str]:
         return ["env", f"FAKE_NODE={self.lab}/{self.name}", "FAKE_WAY=ssh", *(args or ["env"])]
 
+    def console_argv(self) -> list[str]:
+        return ["env", f"FAKE_NODE={self.lab}/{self.name}", "FAKE_WAY=console", "env"]
+
     def logs(self) -> dict[str, str]:
         told = FakeLab.directory() / "worker.log"
         worker = told.read_text() if told.exists() else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes of kind netns without a lab around them, for the tests of nodes."""
+"""Nodes without a lab around them, for the tests of nodes; of kind netns unless said otherwise."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from mint_vni import nodes
+from mint_vni.lab.member import agent_uid, guest_uid
 from mint_vni.lab.plan import NodePlan
 from mint_vni.nodes import KINDS, Node, NodeContext, SshMaterial
 from mint_vni.nodes.proc import process_start_time
@@ -94,6 +95,8 @@ class Bench:
             ssh=self.ssh,
             journal=self.note,
             checkpoint=self.reach,
+            guest_uid=guest_uid(self.lab_id, self.names.index(name)),
+            agent_uid=agent_uid(self.lab_id, self.names.index(name)),
         )
 
     def note(self, kind: str, data: dict[str, Any]) -> None:
@@ -124,7 +127,8 @@ class Bench:
         return replace(plan, **changes)
 
     def node(self, name: str = "a", **changes: Any) -> Node:
-        return KINDS["netns"](self.plan(name, **changes), self.context(name))
+        plan = self.plan(name, **changes)
+        return KINDS[plan.kind](plan, self.context(name))
 
     def started(self, name: str = "a", **changes: Any) -> Node:
         node = self.node(name, **changes)

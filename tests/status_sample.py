@@ -85,6 +85,7 @@ def status(nodes: int = 2, lab: str = "pair") -> dict[str, Any]:
             "reserved_bytes": nodes * (nodes - 1) * (2 << 20),
             "committed_bytes": 3 << 20,
             "control_bytes": nodes * 8192,
+            "reclaims": 0,
         },
         "trust": {"workers": "separate-users", "note": "each worker runs as a user of its own"},
     }

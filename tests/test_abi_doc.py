@@ -7,6 +7,7 @@ A comment above a table says what it is about::
     <!-- abi: struct NAME -->                             | offset | size | field | …
     <!-- abi: counters KIND, struct NAME.FIELD -->        | index | offset | constant | name | …
     <!-- abi: pool geometry -->                           | ports | blocks | ports_at | …
+    <!-- abi: stock geometry -->                          | slots | capacity | rings_at | …
 
 From these the test writes a C program that prints what the compiler makes of the same names, and
 compares. A table of a struct has to cover it from the first byte to the last, and each counter that
@@ -37,6 +38,7 @@ STRUCTS = (
     "mint_pool",
     "mint_pool_port",
     "mint_block",
+    "mint_lane_ring",
     "mint_msg",
     "mint_port_config",
     "mint_msg_open",
@@ -125,7 +127,9 @@ def compiled(tmp_path: Path, body: str, *core: str) -> list[str]:
     source, program = tmp_path / "abi.c", tmp_path / "abi"
     source.write_text(
         "#include <stdio.h>\n"
-        + "".join(f'#include "{name}.h"\n' for name in ("control", "names", "pool_state"))
+        + "".join(
+            f'#include "{name}.h"\n' for name in ("control", "names", "pool_state", "pooled_abi")
+        )
         + f"int main(void)\n{{\n{body}\n    return 0;\n}}\n"
     )
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-w", f"-I{NATIVE}"]
@@ -216,3 +220,16 @@ def test_pool_geometry_is_the_cores(tmp_path: Path) -> None:
     said = [row[2:] for row in table.rows]
     printed = compiled(tmp_path, body, "pool_state.c")
     assert [tuple(line.split()) for line in printed] == said
+
+
+def test_stock_geometry_is_the_cores(tmp_path: Path) -> None:
+    table = next(t for t in tables(PAGE.read_text()) if t.about == "stock geometry")
+    assert len(table.rows) > 1
+    body = "\n".join(
+        f'    printf("%zu %zu %zu\\n", MINT_STOCK_RINGS_AT({slots}u), MINT_STOCK_DATA_AT({slots}u),'
+        f" MINT_STOCK_BYTES({slots}u, {capacity}u));"
+        for slots, capacity, *_ in table.rows
+    )
+    assert [tuple(line.split()) for line in compiled(tmp_path, body)] == [
+        row[2:] for row in table.rows
+    ]

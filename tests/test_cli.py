@@ -423,6 +423,11 @@ def test_ssh_finds_its_node(args: list[str], node: str, start: Starter) -> None:
     assert ran.status == 3
 
 
+def test_console_finds_its_node(start: Starter) -> None:
+    ran = start("console", "pair/b").finish()
+    assert {"FAKE_NODE=pair/b", "FAKE_WAY=console"} <= set(ran.out.split("\n"))
+
+
 def test_an_unknown_node_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     ran = mint(capsys, "ssh", "c")
     assert (ran.status, ran.err) == (3, "mint: lab pair has no node c\n")

@@ -16,7 +16,9 @@ import status_sample
 from mint_vni import errors
 from mint_vni.bench.compare import Change, Comparison
 from mint_vni.cli.app import app
+from mint_vni.cli.kernel import described
 from mint_vni.doctor import Check
+from mint_vni.kernels import Kernel, Probe
 from mint_vni.lab.clean import Cleared
 from mint_vni.lab.plan import read_plan
 from mint_vni.observe.status import REASONS
@@ -107,3 +109,7 @@ def test_the_other_examples_have_the_shape() -> None:
     changes = example("mint bench compare")
     assert changes.keys() == Comparison([], [], [], []).to_json().keys()
     assert changes["changes"][0].keys() == {field.name for field in fields(Change)}
+    kernel = example("mint kernel list")["kernels"][0]
+    assert kernel["probes"][0].keys() == {field.name for field in fields(Probe)}
+    made = Kernel("uml", "1", "1.2", Path("linux"), Path("modules"), None, "here")
+    assert kernel.keys() == described(made, []).keys()

@@ -8,12 +8,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mint_vni.doctor import CgroupController, Check, Facts, Status, examine, facts, gather, probes
+from mint_vni.doctor import (
+    CgroupController,
+    Check,
+    Facts,
+    KernelFact,
+    Status,
+    examine,
+    facts,
+    gather,
+    probes,
+)
 
 DEADLINE = 30.0
 GOOD = Facts(
@@ -31,6 +42,11 @@ GOOD = Facts(
         "cpuset": CgroupController(2, "/sys/fs/cgroup", writable=True),
         "memory": CgroupController(2, "/sys/fs/cgroup", writable=True),
     },
+    kernels={
+        "uml": [KernelFact("7.2um1 of testing", boots={"uml": 0.9})],
+        "qemu": [KernelFact("6.1-1 of bookworm", boots={"kvm": 0.5, "tcg": 2.1})],
+    },
+    virtiofsd="1.14.0 of testing",
     programs={name: f"/usr/bin/{name}" for name in facts.PROGRAMS},
     attempts=dict.fromkeys(probes.ATTEMPTS, True) | {"tap": list(probes.OFFLOADS)},
 )
@@ -46,6 +62,17 @@ def attempts(**failed: str) -> dict[str, Any]:
     errors = {name.replace("_", " "): {"error": why} for name, why in failed.items()}
     assert errors.keys() <= GOOD.attempts.keys()
     return {"attempts": {**GOOD.attempts, **errors}}
+
+
+SYSTEM_UML = KernelFact("6.1um4 of this system", system=True, refused={"uml": "panic: AMX"})
+FETCHED_UML = KernelFact("7.1um1 of testing", refused={"uml": "panic: AMX"})
+ONLY_TCG = KernelFact("6.1-1 of bookworm", boots={"tcg": 2.1}, refused={"kvm": "cannot set MSR"})
+NO_QEMU = KernelFact("6.1-1 of bookworm", refused={"": "QEMU is not installed"})
+
+
+def guests(kind: str, *kernels: KernelFact) -> dict[str, Any]:
+    """Other kernels of one kind."""
+    return {"kernels": {**GOOD.kernels, kind: kernels}}
 
 
 def without(*programs: str) -> dict[str, Any]:
@@ -82,7 +109,11 @@ def test_a_good_machine_is_ok_throughout() -> None:
         (without("ssh"), "ssh", "fail", "apt-get install openssh-client"),
         (without("nsenter"), "nsenter", "fail", "apt-get install util-linux"),
         (without("iperf3"), "iperf3", "warn", "apt-get install iperf3"),
-        (without("linux.uml"), "linux.uml", "warn", "apt-get install user-mode-linux"),
+        (guests("uml"), "uml kernel", "warn", "mint kernel install uml"),
+        (guests("uml", SYSTEM_UML), "uml kernel", "warn", "mint kernel install uml; "),
+        (guests("uml", FETCHED_UML), "uml kernel", "warn", "mint kernel install uml --upgrade"),
+        ({"virtiofsd": ""}, "virtiofsd", "warn", "mint kernel install virtiofsd"),
+        (guests("qemu", ONLY_TCG), "kvm", "warn", "firmware"),
         (without("qemu-system-x86_64"), "qemu-system-x86_64", "warn", "qemu-system-x86"),
         ({"kvm": "absent"}, "kvm", "warn", "firmware"),
         ({"kvm": "denied"}, "kvm", "warn", "group kvm"),
@@ -134,12 +165,34 @@ def test_a_cgroup_that_may_not_be_written_is_none() -> None:
     assert check.detail == "version 1 at /sys/fs/cgroup/memory, read-only for us"
 
 
-def test_kvm_is_never_called_proven() -> None:
-    assert judged()["kvm"].detail.startswith("present, not proven")
+def test_kvm_is_what_a_probe_boot_shows() -> None:
+    assert judged()["kvm"].detail == "a guest booted by it in 0.5 s"
+    failed = judged(**guests("qemu", ONLY_TCG))
+    assert failed["kvm"].detail == "present, but no guest boots by it: cannot set MSR"
+    assert failed["qemu kernel"].detail == "6.1-1 of bookworm boots in 2.1 s by TCG"
 
 
-def test_the_qemu_of_this_architecture() -> None:
-    assert judged(machine="aarch64")["qemu-system-aarch64"].status is Status.OK
+@pytest.mark.parametrize("kernels", [(), (NO_QEMU,)])
+def test_kvm_is_not_called_proven_with_nothing_to_boot_by_it(kernels: Sequence[KernelFact]) -> None:
+    checks = judged(**guests("qemu", *kernels))
+    assert checks["kvm"].detail.startswith("present, not proven")
+    assert "mint kernel install qemu" in checks["kvm"].remedy
+    assert checks["qemu kernel"].status is Status.WARN
+
+
+def test_why_the_distributions_kernel_is_not_used() -> None:
+    check = judged(**guests("uml", GOOD.kernels["uml"][0], SYSTEM_UML))["uml kernel"]
+    assert check.status is Status.OK
+    assert check.detail == (
+        "7.2um1 of testing boots in 0.9 s; 6.1um4 of this system does not boot here (panic: AMX)"
+    )
+
+
+def test_another_architecture_has_no_guests() -> None:
+    checks = judged(machine="aarch64", kernels={})
+    for kind in ("uml", "qemu"):
+        assert "need an x86_64 host" in checks[f"{kind} kernel"].detail
+        assert "netns" in checks[f"{kind} kernel"].remedy
 
 
 def test_a_check_as_json() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Python API of the fabric promises, in both layouts."""
+"""What the Python API of the fabric promises, in each layout."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ class TestRefused:
 
     def test_an_unknown_layout(self) -> None:
         with pytest.raises(
-            mint.FabricError, match="no layout ring; use one of per-channel, shared"
+            mint.FabricError, match="no layout ring; use one of per-channel, shared, pooled"
         ):
             mint.Fabric.create(["x", "y"], "ring")
 
@@ -408,5 +408,6 @@ def test_the_names_of_regions_tell_what_they_are(layout: str) -> None:
     with mint.Fabric.create(["x", "y"], layout):
         names = {d.split(" ", 1)[1] for d in descriptors() if "mint-" in d}
     assert any("control-0" in n for n in names)
-    assert any("channel-1-0" in n if layout == "per-channel" else "pool" in n for n in names)
+    buffers = {"per-channel": "channel-1-0", "shared": "pool", "pooled": "stock-1"}[layout]
+    assert any(buffers in n for n in names)
     assert regions.round_to_page(1) == os.sysconf("SC_PAGE_SIZE")

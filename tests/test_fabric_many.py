@@ -65,6 +65,9 @@ def check_bounds(fabric: mint.Fabric, layout: str) -> None:
     if layout == "per-channel":
         assert memory["reserved_bytes"] == CHANNELS * LEAST_BYTES
         assert memory["committed_bytes"] <= CHANNELS * 2 * page
+    elif layout == "pooled":  # a ring's page a pair; a page of notes and a run of buffers a port
+        assert memory["reserved_bytes"] < len(PORTS) * (LEAST_BYTES + (len(PORTS) + 2) * page)
+        assert memory["committed_bytes"] <= (CHANNELS + len(PORTS) * (1 + 16)) * page
     else:
         assert memory["committed_bytes"] <= memory["reserved_bytes"] < 80 << 20
     assert memory["control_bytes"] <= len(PORTS) * 10 * page
@@ -74,7 +77,7 @@ def check_bounds(fabric: mint.Fabric, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_64_ports_in_one_process(layout: str, enough_descriptors: None) -> None:
-    size = LEAST_BYTES if layout == "per-channel" else 64 << 20
+    size = 64 << 20 if layout == "shared" else LEAST_BYTES
     with gives_back(), mint.Fabric.create(PORTS, layout, channel_bytes=size) as fabric:
         for name in PORTS:
             fabric.port(name)
@@ -85,13 +88,18 @@ def test_64_ports_in_one_process(layout: str, enough_descriptors: None) -> None:
                 receive_from_all(fabric, name, salt)
         check_bounds(fabric, layout)
         # Per channel and end: a mirrored mapping; per port and peer: a control region.
-        most = CHANNELS * 5 + len(PORTS) if layout == "per-channel" else CHANNELS + 2 * len(PORTS)
-        assert mappings() <= most
+        # Pooled: per port two regions, and two of each peer.
+        most = {
+            "per-channel": CHANNELS * 5 + len(PORTS),
+            "shared": CHANNELS + 2 * len(PORTS),
+            "pooled": 2 * CHANNELS + 2 * len(PORTS),
+        }
+        assert mappings() <= most[layout]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_64_ports_in_eight_processes(layout: str, enough_descriptors: None) -> None:
-    size = LEAST_BYTES if layout == "per-channel" else 64 << 20
+    size = 64 << 20 if layout == "shared" else LEAST_BYTES
 
     def serve(mine: list[str]) -> None:
         for name in mine:

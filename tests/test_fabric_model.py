@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both layouts against a model: queues of frames, one for each sender and receiver.
+"""All layouts against a model: queues of frames, one for each sender and receiver.
 
 The machine sends, receives, floods, opens, closes and kills ports in any order. The model knows
 which frames must come next from whom; at the end every frame that was accepted must have been
@@ -336,8 +336,13 @@ class SharedMachine(FabricMachine):
     channel_bytes = 1 << 20
 
 
+class PooledMachine(FabricMachine):
+    layout = "pooled"
+    channel_bytes = 135168  # two of the largest records
+
+
 @pytest.mark.timeout(600)  # a failure takes minutes to be made small
-@pytest.mark.parametrize("machine", [PerChannelMachine, SharedMachine])
+@pytest.mark.parametrize("machine", [PerChannelMachine, SharedMachine, PooledMachine])
 def test_like_the_model(machine: type[FabricMachine]) -> None:
     run_state_machine_as_test(
         machine,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting, threads and signals in the Python API of the fabric, in both layouts."""
+"""Waiting, threads and signals in the Python API of the fabric, in each layout."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ ip -n y addr add 10.77.0.102/24 dev eth0
 GUESTS = {"x": "10.77.0.101", "y": "10.77.0.102"}
 
 
-@pytest.fixture(scope="module", params=["per-channel", "shared"])
+@pytest.fixture(scope="module", params=["per-channel", "shared", "pooled"])
 def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
     nodes = {"a": {}, "b": {}, "c": {"bridge": True}}
     source = labs.source("bridge", nodes, network={"ipv6": None}, fabric={"layout": request.param})

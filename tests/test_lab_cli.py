@@ -100,14 +100,14 @@ STATUS = shape(
     file=TEXT,
     state=either("ready", "starting", "stopping", "degraded"),
     since={"type": "string", "format": "date-time"},
-    layout=either("per-channel", "shared"),
+    layout=either("per-channel", "shared", "pooled"),
     channel_bytes=COUNT,
     ssh=either("mesh", "host-only"),
     supervisor=shape(pid=COUNT, adoptions=COUNT),
     nodes={"type": "array", "items": NODE},
     ports={"type": "array", "items": PORT},
     channels={"type": "array", "items": CHANNEL},
-    memory=shape(reserved_bytes=COUNT, committed_bytes=COUNT, control_bytes=COUNT),
+    memory=shape(reserved_bytes=COUNT, committed_bytes=COUNT, control_bytes=COUNT, reclaims=COUNT),
     trust=shape(workers=either("separate-users", "same-user"), note={"type": "string"}),
 )
 

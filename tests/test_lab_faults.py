@@ -66,7 +66,7 @@ class Stream:
         return sent | got
 
 
-@pytest.fixture(params=["per-channel", "shared"])
+@pytest.fixture(params=["per-channel", "shared", "pooled"])
 def lab(request: pytest.FixtureRequest, machine: None) -> Iterator[Lab]:
     source = labs.source("fault", NODES, fabric={"layout": request.param})
     with Lab.up(source) as lab:

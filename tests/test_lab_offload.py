@@ -30,7 +30,7 @@ RAW_ADDRESS = {4: "10.77.0.200", 6: "fd77::200"}
 THERE, BACK = 3_000_000, 1_000_000
 
 
-@pytest.fixture(scope="module", params=["per-channel", "shared"])
+@pytest.fixture(scope="module", params=["per-channel", "shared", "pooled"])
 def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
     nodes = {name: {"offload": offload} for name, offload in TAPS.items()}
     source = labs.source("offload", nodes, fabric={"layout": request.param})

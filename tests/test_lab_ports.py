@@ -35,7 +35,7 @@ with mint.Lab.connect(sys.argv[1]).attach(sys.argv[2]) as port:
 """
 
 
-@pytest.fixture(scope="module", params=["per-channel", "shared"])
+@pytest.fixture(scope="module", params=["per-channel", "shared", "pooled"])
 def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
     fabric = {"layout": request.param, "slots": 6}
     with machine_module.unchanged(), Lab.up(labs.source("ports", "abc", fabric=fabric)) as lab:

@@ -27,7 +27,7 @@ WORKER_BYTES = 2 << 20
 SLACK = 2.0
 
 
-@pytest.fixture(scope="module", params=["per-channel", "shared"])
+@pytest.fixture(scope="module", params=["per-channel", "shared", "pooled"])
 def eight(request: pytest.FixtureRequest, lab_host: None) -> Iterator[tuple[Lab, float]]:
     """Eight nodes, and the seconds that they took to come up."""
     fabric = {"layout": request.param, "channel_bytes": "1M" if "per" in request.param else "8M"}

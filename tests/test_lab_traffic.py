@@ -32,7 +32,7 @@ STRAY = 12
 VLAN, OTHER_VLAN, ETHERTYPE = 7, 8, "88b5"
 
 
-@pytest.fixture(scope="module", params=["per-channel", "shared"])
+@pytest.fixture(scope="module", params=["per-channel", "shared", "pooled"])
 def lab(request: pytest.FixtureRequest, lab_host: None) -> Iterator[Lab]:
     source = labs.source("trio", NODES, fabric={"layout": request.param}, ssh="mesh")
     with machine_module.unchanged(), Lab.up(source) as lab:

@@ -66,6 +66,7 @@ def test_pair_resolves() -> None:
         ssh="mesh",
         poll_us=model.POLL_US,
         stall_us=model.STALL_US,
+        idle_reclaim=model.IDLE_RECLAIM,
         trust_all=False,
         nodes=(
             NodePlan(
@@ -130,6 +131,7 @@ def test_shortest_lab_has_the_documented_defaults() -> None:
     assert (plan.layout, plan.channel_bytes, plan.slots) == ("per-channel", 2 << 20, 32)
     assert (plan.ipv4, plan.ipv6, plan.mtu) == ("10.77.0.0/24", "fd77::/64", 1500)
     assert (plan.poll_us, plan.stall_us) == (model.POLL_US, model.STALL_US)
+    assert plan.idle_reclaim == model.IDLE_RECLAIM
     assert (plan.ssh, plan.trust_all) == ("host-only", False)
     node = plan.nodes[0]
     assert (node.kind, node.cpus, node.memory, node.interface) == ("netns", (), None, "vni0")
@@ -455,3 +457,24 @@ def test_errors_keep_the_promised_tree() -> None:
     assert isinstance(errors.ChannelFull("x"), TimeoutError)
     error = pickle.loads(pickle.dumps(errors.LabFileError("f.yaml", 3, "lab: bad", "mend it")))
     assert str(error) == "f.yaml:3: lab: bad; mend it"
+
+
+def test_guests(tmp_path: Path) -> None:
+    """What only some kinds have: defaults are for those that have it, paths relative to the file."""
+    (tmp_path / "x.qcow2").touch()
+    (tmp_path / "lab.yaml").write_text(
+        "lab: x\n"
+        "defaults: {kind: uml, trusted_userland: true, root: ./tree, kernel: '7.2'}\n"
+        "nodes:\n"
+        "  a: {}\n"
+        "  b: {kind: qemu, memory: 1G}\n"
+        "  c: {kind: netns}\n"
+        "  d: {kind: qemu, root: host, kernel: null, image: x.qcow2}\n"
+    )
+    a, b, c, d = read_plan(tmp_path / "lab.yaml").nodes
+    tree = str(tmp_path / "tree")
+    assert (a.root, a.image, a.kernel, a.trusted_userland) == (tree, None, "7.2", True)
+    assert (b.root, b.image, b.kernel, b.trusted_userland) == (tree, None, "7.2", False)
+    assert (c.root, c.image, c.kernel, c.trusted_userland) == ("host", None, None, False)
+    assert (d.root, d.image, d.kernel) == ("host", str(tmp_path / "x.qcow2"), None)
+    assert [n.memory for n in (a, b, c, d)] == [256 << 20, 1 << 30, None, 512 << 20]

@@ -133,7 +133,7 @@ NAMES = [
 
 VALUES = [
     ("layout", lab("fabric: {layout: per_chanel}\n"), 2, ["no layout", "mean per-channel?"]),
-    ("other layout", lab("fabric: {layout: xyz}\n"), 2, ["choose per-channel or shared"]),
+    ("other layout", lab("fabric: {layout: xyz}\n"), 2, ["choose per-channel, shared or pooled"]),
     ("layout as list", lab("fabric: {layout: [shared]}\n"), 2, ["a list is no layout"]),
     ("kind", node("kind: vm"), 4, ["node b: kind: 'vm' is no kind of node", "choose netns"]),
     ("kind in defaults", lab("defaults: {kind: netn}\n"), 2, ["defaults: kind", "mean netns?"]),
@@ -148,6 +148,7 @@ VALUES = [
     ("slots", lab("fabric: {slots: 1025}\n"), 2, ["fabric: slots: 1025", "from 2 to 1024"]),
     ("slots too few", lab("fabric: {slots: 2}\n", several(3)), 2, ["2 is too few for 3 nodes"]),
     ("polling", lab("fabric: {poll_us: -1}\n"), 2, ["poll_us: -1 is out of range", "microsec"]),
+    ("idle", lab("fabric: {idle_reclaim: -1}\n"), 2, ["idle_reclaim: -1 is out of range"]),
     ("stalling", lab("fabric: {stall_us: 0}\n"), 2, ["stall_us: 0 is out of range"]),
     ("number as text", lab("fabric: {slots: many}\n"), 2, ["'many' is not a whole number"]),
     ("fraction", lab("fabric: {slots: 2.5}\n"), 2, ["2.5 is not a whole number"]),
@@ -264,7 +265,39 @@ MACHINE = [
     ),
 ]
 
-CASES = STRUCTURE + YAML_ERRORS + NAMES + VALUES + ADDRESSES + MACHINE
+GUESTS = [
+    ("root of netns", node("root: ./r"), 4, ["kind netns has no root", "kind: uml or qemu'"]),
+    ("image of uml", node("kind: uml, image: x"), 4, ["node b: image: a node of kind uml has no"]),
+    (
+        "trust of qemu",
+        node("kind: qemu, trusted_userland: true"),
+        4,
+        ["kind qemu has no trusted_userland", "write 'kind: uml'"],
+    ),
+    (
+        "image and root",
+        node("kind: qemu, image: /dev/null, root: /tmp"),
+        4,
+        ["node b: root: a node that boots the image /dev/null has no root besides it"],
+    ),
+    (
+        "image and kernel",
+        node("kind: qemu, image: /dev/null, kernel: '6.1'"),
+        4,
+        ["node b: kernel: a node that boots", "leave kernel out, or image"],
+    ),
+    ("image missing", node("kind: qemu, image: ./no.qcow2"), 4, ["node b: image: there is no /"]),
+    ("image a directory", node("kind: qemu, image: /usr"), 4, ["/usr is no file; name a file"]),
+    ("root missing", node("kind: uml, root: /no/where"), 4, ["root: there is no /no/where"]),
+    ("root a file", node("kind: uml, root: /etc/passwd"), 4, ["is no directory; name a directory"]),
+    ("root a list", node("kind: uml, root: [a]"), 4, ["a list is no directory", "./rootfs"]),
+    ("empty image", node("kind: qemu, image: ''"), 4, ["'' is no path of a disk image"]),
+    ("kernel as number", node("kind: uml, kernel: 7.2"), 4, ["7.2 is no version", "in quotes"]),
+    ("little for uml", node("kind: uml, memory: 32M"), 4, ["kind uml", "at least 64M"]),
+    ("little for qemu", node("kind: qemu, memory: 64M"), 4, ["kind qemu", "at least 128M"]),
+]
+
+CASES = GUESTS + STRUCTURE + YAML_ERRORS + NAMES + VALUES + ADDRESSES + MACHINE
 
 
 @pytest.mark.parametrize(

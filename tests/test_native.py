@@ -76,9 +76,9 @@ def _core() -> list[Path]:
 
 @functools.cache
 def _headers_hash() -> str:
-    headers = sorted([*NATIVE.glob("*.h"), *TESTS.glob("*.h")])
+    headers = sorted([*NATIVE.rglob("*.h"), *TESTS.glob("*.h")])
     # A test may include a source to reach what is static in it.
-    included = sorted(NATIVE.glob("*.c"))
+    included = sorted(NATIVE.rglob("*.c"))
     return hashlib.sha256(b"".join(h.read_bytes() for h in [*headers, *included])).hexdigest()
 
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * port_util.h - what the tests of the port share: a small fabric of real regions and doorbells, all
- * of its ports in this process, in either layout.
+ * of its ports in this process, in any layout.
  */
 #ifndef MINT_TEST_PORT_UTIL_H
 #define MINT_TEST_PORT_UTIL_H
@@ -28,7 +28,9 @@ struct fabric {
     uint32_t ports, layout, capacity;
     uint32_t poll_us, stall_us, frame_max;
     uint32_t flags[PORTS_MAX];
+    uint16_t idle_ds;
     int ctl[PORTS_MAX], pool;
+    int stock[PORTS_MAX];              /* layout pooled, else -1 */
     int payload[PORTS_MAX][PORTS_MAX]; /* [from][to] */
     int bell[PORTS_MAX][PORTS_MAX];    /* [holder][other] */
     struct mint_port *port[PORTS_MAX];
@@ -69,11 +71,14 @@ static inline struct fabric *fabric_new(uint32_t ports, uint32_t layout, uint32_
     }
     for (uint32_t i = 0; i < ports; i++) {
         f->ctl[i] = region_file(MINT_CTL_BYTES(ports), SEALS);
+        f->stock[i] = layout == MINT_LAYOUT_POOLED
+                          ? region_file(MINT_STOCK_BYTES(ports, capacity), SEALS)
+                          : -1;
         for (uint32_t j = 0; j < ports; j++) {
             int pair[2];
 
             f->payload[i][j] =
-                layout == MINT_LAYOUT_SHARED || i == j ? -1 : region_file(capacity, SEALS);
+                layout != MINT_LAYOUT_PER_CHANNEL || i == j ? -1 : region_file(capacity, SEALS);
             if (j <= i)
                 continue;
             CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
@@ -95,6 +100,7 @@ static inline struct mint_port_config port_config(const struct fabric *f, uint32
         .poll_us = f->poll_us,
         .stall_us = f->stall_us,
         .frame_max = f->frame_max,
+        .idle_ds = f->idle_ds,
     };
 
     mac_of(i, c.mac);
@@ -111,7 +117,7 @@ static inline struct mint_peer_config peer_config(const struct fabric *f, uint32
         .capacity = f->layout == MINT_LAYOUT_SHARED ? 0 : f->capacity,
         .ctl_fd = f->ctl[j],
         .tx_fd = f->payload[i][j],
-        .rx_fd = f->payload[j][i],
+        .rx_fd = f->layout == MINT_LAYOUT_POOLED ? f->stock[j] : f->payload[j][i],
         .bell_fd = f->bell[i][j],
     };
 
@@ -127,11 +133,17 @@ static inline void join_peer(struct fabric *f, uint32_t i, uint32_t j)
     CHECK(err == 0, "port %u: peer %u: %d", i, j, err);
 }
 
+/* The region that a port has besides its control region; -1: none. */
+static inline int own_region(const struct fabric *f, uint32_t i)
+{
+    return f->layout == MINT_LAYOUT_POOLED ? f->stock[i] : f->pool;
+}
+
 /* Open a port with all its peers; as its next process does, if it was open before. */
 static inline void open_port(struct fabric *f, uint32_t i)
 {
     struct mint_port_config c = port_config(f, i);
-    int err = mint_port_open(&f->port[i], &c, f->ctl[i], f->pool);
+    int err = mint_port_open(&f->port[i], &c, f->ctl[i], own_region(f, i));
 
     CHECK(err == 0, "port %u: %d", i, err);
     for (uint32_t j = 0; j < f->ports; j++)
@@ -178,6 +190,8 @@ static inline void fabric_free(struct fabric *f)
     for (uint32_t i = 0; i < f->ports; i++) {
         mint_port_close(f->port[i]);
         close(f->ctl[i]);
+        if (f->stock[i] >= 0)
+            close(f->stock[i]);
         for (uint32_t j = 0; j < f->ports; j++) {
             if (f->payload[i][j] >= 0)
                 close(f->payload[i][j]);

@@ -13,9 +13,9 @@ static struct fabric *open_fabric(uint32_t ports, uint32_t layout)
     return fabric_open(fabric_new(ports, layout, CAPACITY));
 }
 
-/* Each test runs in both layouts. */
-#define BOTH_LAYOUTS(layout) \
-    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_SHARED; layout++)
+/* Each test runs in each layout. */
+#define EACH_LAYOUT(layout) \
+    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_POOLED; layout++)
 
 static void nothing_comes(struct fabric *f, uint32_t at)
 {
@@ -58,7 +58,7 @@ static void looks_up(void)
 
 static void unicast_goes_to_one(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(4, layout);
 
@@ -87,7 +87,7 @@ static void unicast_goes_to_one(void)
 
 static void floods_go_to_all(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(4, layout);
         uint8_t src[6];
@@ -110,13 +110,13 @@ static void floods_go_to_all(void)
 
 static void a_lonely_port_drops(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         struct mint_port_config c = port_config(f, 0);
         uint8_t src[6];
 
-        CHECK(mint_port_open(&f->port[0], &c, f->ctl[0], f->pool) == 0, "open");
+        CHECK(mint_port_open(&f->port[0], &c, f->ctl[0], own_region(f, 0)) == 0, "open");
         mac_of(0, src);
         CHECK(send_macs(f, 0, broadcast, src, 1) == MINT_DROPPED, "a broadcast to nobody");
         CHECK(send_macs(f, 0, stranger, src, 1) == MINT_DROPPED, "a unicast to nobody");
@@ -130,7 +130,7 @@ static void a_lonely_port_drops(void)
 
 static void unknown_and_own_are_dropped(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
         uint8_t src[6];
@@ -149,7 +149,7 @@ static void unknown_and_own_are_dropped(void)
 
 static void lengths_have_bounds(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
 
@@ -177,7 +177,7 @@ static void lengths_have_bounds(void)
 
 static void in_place(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_rec *rec;
@@ -224,7 +224,7 @@ static struct fabric *fabric_with_bridges(uint32_t layout)
 
 static void unknown_goes_to_bridges(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t src[6];
@@ -246,7 +246,7 @@ static void unknown_goes_to_bridges(void)
 
 static void learns_behind_bridges(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t dst[6], src[6];
@@ -278,7 +278,7 @@ static void learns_behind_bridges(void)
 
 static void a_bridge_may_not_take_others_macs(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_with_bridges(layout);
         uint8_t dst[6], src[6];
@@ -326,7 +326,7 @@ static void learning_is_bounded(void)
 
 static void foreign_source_macs_are_dropped(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
         uint8_t dst[6], src[6];
@@ -361,7 +361,7 @@ static enum mint_sent send_vnet(struct fabric *f, struct mint_vnet vnet, uint32_
 
 static void nonsense_in_the_vnet_header_is_dropped(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         const struct mint_vnet good = {
@@ -387,7 +387,7 @@ static void nonsense_in_the_vnet_header_is_dropped(void)
 
 static void longer_than_the_mtu_is_dropped(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         const struct mint_vnet gso = {1, MINT_GSO_TCPV4, 66, 1448, 34, 16, 0};
@@ -408,7 +408,7 @@ static void longer_than_the_mtu_is_dropped(void)
 /* A number of buffers means something in a virtqueue only: no receiver sees one. */
 static void num_buffers_is_cleared(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_rec *rec = mint_port_reserve(f->port[0], 1, 100);
@@ -456,7 +456,7 @@ static void a_reset_with_a_frame_in_hand(void)
 /* A run of bad frames is got over in steps that end. */
 static void many_bad_frames_do_not_hide_a_good_one(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         uint8_t dst[6];
@@ -476,7 +476,7 @@ static void many_bad_frames_do_not_hide_a_good_one(void)
 /* One sender's frames do not keep another's from being received. */
 static void senders_take_turns(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_open(fabric_new(4, layout, 4 * CAPACITY));
         uint32_t got[3] = {0};
@@ -503,7 +503,7 @@ static void senders_take_turns(void)
 /* Frames for an interface that refuses them are counted as that, and not as received. */
 static void refused_frames_are_counted(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_view v;

@@ -7,8 +7,8 @@
 #define CAPACITY 393216u
 #define SOON (2000 * MS)
 
-#define BOTH_LAYOUTS(layout) \
-    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_SHARED; layout++)
+#define EACH_LAYOUT(layout) \
+    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_POOLED; layout++)
 
 static struct fabric *open_fabric(uint32_t ports, uint32_t layout)
 {
@@ -27,7 +27,7 @@ static void comes(struct fabric *f, uint32_t at, int mark)
 /* What was published stays; what was taken and not published is counted by the next process. */
 static void a_sender_dies(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
 
@@ -60,7 +60,7 @@ static void a_sender_dies(void)
 
 static void a_receiver_dies(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
         uint32_t wake = 0;
@@ -90,11 +90,11 @@ static void a_receiver_dies(void)
     }
 }
 
-/* A frame that was handed out and not given back comes again in layout per-channel, and is counted
+/* A frame that was handed out and not given back comes again, and is counted
  * as dropped in layout shared: at most the batch in hand either way. */
 static void a_receiver_dies_with_frames_in_hand(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_view v;
@@ -107,7 +107,7 @@ static void a_receiver_dies_with_frames_in_hand(void)
         CHECK(mint_port_recv(f->port[1], &v) && v.frame[99] == 2, "the third");
         crash_port(f, 1);
         open_port(f, 1);
-        if (layout == MINT_LAYOUT_PER_CHANNEL) {
+        if (layout != MINT_LAYOUT_SHARED) {
             comes(f, 1, 1);
             comes(f, 1, 2);
         }
@@ -121,7 +121,7 @@ static void a_receiver_dies_with_frames_in_hand(void)
 /* A sender that dies while it waits for room leaves nothing behind that keeps the next awake. */
 static void a_waiting_sender_dies(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
 
@@ -145,7 +145,7 @@ static void a_waiting_sender_dies(void)
 
 static void what_a_leaver_sent_arrives(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
 
@@ -168,7 +168,7 @@ static void what_a_leaver_sent_arrives(void)
 /* What a receiver leaves unread arrives when it is back, or is counted; nothing in between. */
 static void what_a_leaver_did_not_read(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
         uint64_t got = 0, dropped;
@@ -180,7 +180,7 @@ static void what_a_leaver_did_not_read(void)
             got++;
             leave_port(f, 1);
             CHECK(send_frame(f, 0, 1, 100, 99) == MINT_DROPPED, "sent to a closed port");
-            if (layout == MINT_LAYOUT_PER_CHANNEL)
+            if (layout != MINT_LAYOUT_SHARED)
                 CHECK(tx_counter(f, 0, 1, MINT_TX_DROP_RESET) == 9 * round, "not counted at once");
             open_port(f, 1);
             while (recv_mark(f, 1) >= 0)
@@ -200,7 +200,7 @@ static void what_a_leaver_did_not_read(void)
 /* A peer that is gone for good takes nothing along that is not counted, nor any room. */
 static void a_dropped_peer_gives_all_back(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
         uint32_t descriptors = open_descriptors(), mappings = mapped_regions();
@@ -230,7 +230,7 @@ static void a_dropped_peer_gives_all_back(void)
 /* An index is used again for a new port, with a new control region. */
 static void an_index_is_used_again(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout);
 
@@ -295,7 +295,7 @@ static void bad_configurations_are_refused(void)
     REFUSED(-EINVAL, c.index = 3, f->ctl[0]);
     REFUSED(-EINVAL, c.slots = 0, f->ctl[0]);
     REFUSED(-EINVAL, c.slots = MINT_PORTS_MAX + 1, f->ctl[0]);
-    REFUSED(-EINVAL, c.layout = 2, f->ctl[0]);
+    REFUSED(-EINVAL, c.layout = MINT_LAYOUT_POOLED + 1, f->ctl[0]);
     REFUSED(-EINVAL, c.mac[0] = 1, f->ctl[0]);
     REFUSED(-EPROTO, c.name[0] = 'x', unsealed);
     REFUSED(-EPROTO, c.name[0] = 'x', small);
@@ -419,7 +419,7 @@ static void regions_are_checked(void)
 /* Many frames with one call each way, of all lengths; the buffer is never overrun. */
 static void packed_frames(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
@@ -473,7 +473,7 @@ static void packed_frames(void)
 /* A segmented frame arrives cut, with its checksums, in pieces of the receiver's MTU. */
 static void plain_receivers_get_plain_frames(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
@@ -506,7 +506,7 @@ static void plain_receivers_get_plain_frames(void)
 /* What the caller's buffer cannot hold is dropped, counted, and does not stop what follows. */
 static void plain_frames_that_do_not_fit(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
@@ -532,7 +532,7 @@ static void on_alarm(int signal_number)
 /* A signal, or control, ends each call that waits. */
 static void waits_can_be_interrupted(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         struct mint_plain *plain = mint_plain_new();

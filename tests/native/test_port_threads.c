@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tsan: yes */
 /*
- * test_port_threads.c - two threads, two ports, one mapping: what one writes and the other reads
+ * test_port_threads.c - two threads, two ports, one mapping, in both lock-free layouts: what one writes and the other reads
  * without ordering, a thread sanitizer sees.
  *
  * A sanitizer knows addresses, not what lies behind them; so the ports must meet at the same ones.
@@ -66,9 +66,9 @@ void *mint_region_map_twice(int fd, size_t bytes, bool writable)
 /* Never freed: each port would unmap what the other has mapped, too. */
 static struct fabric *fabrics[8];
 
-static struct fabric *open_pair(uint32_t poll_us)
+static struct fabric *open_pair(uint32_t layout, uint32_t poll_us)
 {
-    struct fabric *f = fabric_new(2, MINT_LAYOUT_PER_CHANNEL, CAPACITY);
+    struct fabric *f = fabric_new(2, layout, CAPACITY);
     static uint32_t count;
 
     fabrics[count++] = f;
@@ -168,10 +168,10 @@ static void *consume(void *arg)
     return NULL;
 }
 
-static void stream(uint32_t frames, uint32_t batch, uint32_t poll_us)
+static void stream(uint32_t layout, uint32_t frames, uint32_t batch, uint32_t poll_us)
 {
     struct stream s = {
-        .f = open_pair(poll_us), .frames = frames, .batch = batch, .start = now_ns()};
+        .f = open_pair(layout, poll_us), .frames = frames, .batch = batch, .start = now_ns()};
     pthread_t producer, consumer;
 
     CHECK(pthread_create(&consumer, NULL, consume, &s) == 0, "thread");
@@ -190,17 +190,28 @@ static void stream(uint32_t frames, uint32_t batch, uint32_t poll_us)
 
 static void batches_by_doorbell(void)
 {
-    stream(1000000, 32, 0);
+    stream(MINT_LAYOUT_PER_CHANNEL, 1000000, 32, 0);
 }
 
 static void single_frames_by_doorbell(void)
 {
-    stream(150000, 1, 0);
+    stream(MINT_LAYOUT_PER_CHANNEL, 150000, 1, 0);
 }
 
 static void batches_by_polling(void)
 {
-    stream(400000, 32, 50);
+    stream(MINT_LAYOUT_PER_CHANNEL, 400000, 32, 50);
+}
+
+static void pooled_by_doorbell(void)
+{
+    stream(MINT_LAYOUT_POOLED, 500000, 32, 0);
+    stream(MINT_LAYOUT_POOLED, 100000, 1, 0);
+}
+
+static void pooled_by_polling(void)
+{
+    stream(MINT_LAYOUT_POOLED, 400000, 32, 50);
 }
 
 /* -------------------------------------------------------------------------------- to and fro */
@@ -228,9 +239,9 @@ static void *answer(void *arg)
     return NULL;
 }
 
-static void every_sleep_ends(void)
+static void to_and_fro(uint32_t layout)
 {
-    struct fabric *f = open_pair(0);
+    struct fabric *f = open_pair(layout, 0);
     pthread_t thread;
 
     CHECK(pthread_create(&thread, NULL, answer, f) == 0, "thread");
@@ -250,11 +261,16 @@ static void every_sleep_ends(void)
     pthread_join(thread, NULL);
 }
 
+static void every_sleep_ends(void)
+{
+    to_and_fro(MINT_LAYOUT_PER_CHANNEL);
+    to_and_fro(MINT_LAYOUT_POOLED);
+}
+
 static const struct check_test tests[] = {
-    CHECK_TEST(batches_by_doorbell),
-    CHECK_TEST(single_frames_by_doorbell),
-    CHECK_TEST(batches_by_polling),
-    CHECK_TEST(every_sleep_ends),
+    CHECK_TEST(batches_by_doorbell), CHECK_TEST(single_frames_by_doorbell),
+    CHECK_TEST(batches_by_polling),  CHECK_TEST(pooled_by_doorbell),
+    CHECK_TEST(pooled_by_polling),   CHECK_TEST(every_sleep_ends),
 };
 
 int main(int argc, char **argv)

@@ -6,8 +6,8 @@
 #define CAPACITY 393216u
 #define SOON (2000 * MS) /* what takes longer does not happen */
 
-#define BOTH_LAYOUTS(layout) \
-    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_SHARED; layout++)
+#define EACH_LAYOUT(layout) \
+    for (uint32_t layout = MINT_LAYOUT_PER_CHANNEL; layout <= MINT_LAYOUT_POOLED; layout++)
 
 static struct fabric *open_fabric(uint32_t ports, uint32_t layout, uint32_t stall_us)
 {
@@ -54,7 +54,7 @@ static uint64_t wait_stalled(struct fabric *f, uint32_t from, uint32_t to)
 
 static void a_full_channel_counts_nothing(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 20000);
         uint32_t n = fill(f, 0, 1, 1000);
@@ -76,7 +76,7 @@ static void a_full_channel_counts_nothing(void)
 
 static void a_receiver_that_stopped_is_stalled(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 10000);
         uint32_t n = fill(f, 0, 1, 1000);
@@ -103,7 +103,7 @@ static void a_receiver_that_stopped_is_stalled(void)
 /* However slowly: as long as it drains it is waited for. */
 static void a_slow_receiver_is_waited_for(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 200000);
         uint64_t start;
@@ -125,7 +125,7 @@ static void a_slow_receiver_is_waited_for(void)
 
 static void floods_do_not_wait(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 10000);
         uint8_t all[6], src[6];
@@ -144,7 +144,7 @@ static void floods_do_not_wait(void)
 /* With one receiver there is nobody to be kept waiting. */
 static void a_flood_to_one_waits(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 10000);
         uint8_t frame[1000], all[6], src[6];
@@ -165,7 +165,7 @@ static void a_flood_to_one_waits(void)
 
 static void a_closed_receiver_is_down(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 10000);
 
@@ -225,7 +225,7 @@ static void wait_for_want(struct fabric *f, uint32_t beyond)
  */
 static void room_that_comes_in_crumbs(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 60u * 1000000u);
         struct waiter w = {.f = f, .len = 60000, .timeout_ns = -1};
@@ -282,7 +282,7 @@ static void room_that_another_receiver_gives(void)
 /* One ring for each time that the sender asks, however often room is given. */
 static void one_ring_for_one_wish(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint32_t want;
@@ -311,7 +311,7 @@ static void one_ring_for_one_wish(void)
  */
 static void a_late_ring_uses_up_the_wish(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 10000000);
         uint64_t left;
@@ -337,7 +337,7 @@ static void a_late_ring_uses_up_the_wish(void)
 /* After a time-out nobody waits any more: a later sleep is a sleep. */
 static void a_time_out_ends_the_wait(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 1000000);
         struct waiter w = {.f = f, .len = 1000, .timeout_ns = 0};
@@ -363,7 +363,7 @@ static void a_time_out_ends_the_wait(void)
 /* A time limit of the caller's own is that, and no stall: nothing is dropped behind its back. */
 static void a_time_limit_does_not_drop(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 2000);
         struct waiter w = {.f = f, .len = 1000};
@@ -388,7 +388,7 @@ static void a_time_limit_does_not_drop(void)
 
 static void rings_once_for_each_sleep(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 20000);
 
@@ -414,7 +414,7 @@ static void rings_once_for_each_sleep(void)
 
 static void does_not_sleep_over_a_frame(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint64_t sleeps = port_counter(f, 1, MINT_PORT_SLEEPS);
@@ -448,7 +448,7 @@ static void *send_later(void *arg)
 
 static void a_frame_ends_a_sleep(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 20000);
 
@@ -490,7 +490,7 @@ static void watched_descriptors_end_a_sleep(void)
 /* Somebody rings without a reason: it is counted, then not listened to, and frames still come. */
 static void spurious_rings_are_masked(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(2, layout, 20000);
         uint64_t start = now_ns(), masked;
@@ -547,7 +547,7 @@ static void a_masked_channel_is_looked_at(void)
 /* The other end of a bell is gone: nothing spins, and frames of others still come. */
 static void deaf_bells(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(3, layout, 3000);
         uint64_t sleeps;
@@ -585,7 +585,7 @@ static void a_full_bell(void)
 /* Whatever a port waits for, a poll that finds nothing ends after poll_us. */
 static void polling_is_bounded(void)
 {
-    BOTH_LAYOUTS(layout)
+    EACH_LAYOUT(layout)
     {
         struct fabric *f = fabric_new(2, layout, CAPACITY);
         uint64_t polled, sleeps;

@@ -9,7 +9,7 @@
 128+  ended by that signal: 130 Ctrl-C, 141 nobody reads standard output, 143 SIGTERM
 ====  ==============================================================================
 
-``mint exec`` and ``mint ssh`` end with the status of what they ran.
+``mint exec``, ``mint ssh`` and ``mint console`` end with the status of what they ran.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ import typer
 
 from mint_vni.cli.bench import app as bench_app
 from mint_vni.cli.common import USAGE, demand_verb, note
+from mint_vni.cli.console import console
 from mint_vni.cli.doctor import doctor
 from mint_vni.cli.down import down
 from mint_vni.cli.exec import exec_
 from mint_vni.cli.gc import gc
+from mint_vni.cli.kernel import app as kernel_app
 from mint_vni.cli.logs import logs
 from mint_vni.cli.ssh import ssh
 from mint_vni.cli.status import status
@@ -54,9 +56,11 @@ app.command("down", help="Take a lab down, wholly; safe to repeat.")(down)
 app.command("status", help="Nodes, ports, traffic, drops and memory: live, never cached.")(status)
 app.command("exec", help="Run a command in a node, not over the network.")(exec_)
 app.command("ssh", help="Log in to a node, or run a command, through its sshd.")(ssh)
+app.command("console", help="Join a guest's console; Ctrl-] leaves.")(console)
 app.command("logs", help="What a node and its worker said.")(logs)
 app.command("gc", help="Remove what a crashed run recorded as its own, nothing else.")(gc)
 app.command("doctor", help="What this machine can and cannot do, each with its remedy.")(doctor)
+app.add_typer(kernel_app, name="kernel", help="Kernels for guests: which, fetch, try.")
 app.add_typer(bench_app, name="bench", help="Measure.")
 
 

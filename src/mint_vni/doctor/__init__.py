@@ -7,6 +7,6 @@ how fast warns. The judgement is a pure function, so that every machine can be t
 """
 
 from mint_vni.doctor.checks import Check, Status, examine
-from mint_vni.doctor.facts import CgroupController, Facts, gather
+from mint_vni.doctor.facts import CgroupController, Facts, KernelFact, gather
 
-__all__ = ["CgroupController", "Check", "Facts", "Status", "examine", "gather"]
+__all__ = ["CgroupController", "Check", "Facts", "KernelFact", "Status", "examine", "gather"]

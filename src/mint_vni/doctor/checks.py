@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from mint_vni.doctor.facts import Facts
+from mint_vni.kernels import catalog
 from mint_vni.observe.units import size
 
 KERNEL_MIN = (5, 11)  # epoll_pwait2; what else is needed is older
@@ -234,18 +235,73 @@ def _program(facts: Facts, name: str, package: str, otherwise: Status) -> Check:
 
 def _kernels(facts: Facts) -> Iterator[Check]:
     """What only nodes with kernels of their own use."""
-    kvm = {
-        "present": "present, not proven: only a probe boot proves that it works",
-        "denied": "present, not readable and writable by us",
-    }
+    if facts.machine != catalog.MACHINE:
+        for name in ("uml kernel", "qemu kernel"):
+            yield Check(
+                name,
+                Status.WARN,
+                f"guests need an {catalog.MACHINE} host, this is {facts.machine}",
+                "use nodes of kind netns here",
+            )
+        return
+    yield _kernel(facts, "uml", "User-Mode Linux")
+    yield _program(facts, catalog.QEMU, catalog.QEMU_PACKAGE, Status.WARN)
+    yield _kernel(facts, "qemu", "QEMU guests")
+    yield _kvm(facts)
     yield _want(
-        facts.kvm == "present",
-        "kvm",
-        kvm.get(facts.kvm, "no /dev/kvm"),
-        "enable virtualisation in the firmware or the outer hypervisor, and join the group kvm; "
-        "without it QEMU emulates, several times slower",
+        facts.virtiofsd,
+        "virtiofsd",
+        facts.virtiofsd or "none that runs without root",
+        "mint kernel install virtiofsd; without it QEMU guests cannot see the host's files",
     )
-    yield _program(facts, "linux.uml", "user-mode-linux", Status.WARN)
-    arm = facts.machine == "aarch64"
-    qemu = "qemu-system-aarch64" if arm else "qemu-system-x86_64"
-    yield _program(facts, qemu, f"qemu-system-{'arm' if arm else 'x86'}", Status.WARN)
+
+
+def _kernel(facts: Facts, kind: str, what: str) -> Check:
+    """The kernel of a kind that a node gets: the newest that boots; and why others do not."""
+    name = f"{kind} kernel"
+    kernels = facts.kernels.get(kind, ())
+    if not kernels:
+        return Check(name, Status.WARN, f"none for {what}", f"mint kernel install {kind}")
+    bad = [
+        f"{kernel.name} does not boot here ({'; '.join(dict.fromkeys(kernel.refused.values()))})"
+        for kernel in kernels
+        if not kernel.boots
+    ]
+    good = next((kernel for kernel in kernels if kernel.boots), None)
+    if good:
+        # What its boots by another way showed is said elsewhere: for KVM, in a check of its own.
+        ways = ", ".join(
+            f"{seconds:.1f} s" + ("" if way == "uml" else f" by {way.upper()}")
+            for way, seconds in good.boots.items()
+        )
+        return Check(name, Status.OK, "; ".join([f"{good.name} boots in {ways}", *bad]))
+    fetched = any(not kernel.system for kernel in kernels)
+    return Check(
+        name,
+        Status.WARN,
+        "; ".join(bad),
+        f"mint kernel install {kind}{' --upgrade' if fetched else ''}; "
+        f"'mint kernel probe {kind}' boots it and shows its console",
+    )
+
+
+def _kvm(facts: Facts) -> Check:
+    remedy = (
+        "enable virtualisation in the firmware or the outer hypervisor, and join the group kvm; "
+        "without it QEMU emulates, several times slower"
+    )
+    if facts.kvm != "present":
+        denied = "present, not readable and writable by us"
+        return Check("kvm", Status.WARN, denied if facts.kvm == "denied" else "no /dev/kvm", remedy)
+    tried = [kernel for kernel in facts.kernels.get("qemu", ()) if "" not in kernel.refused]
+    if not tried:
+        return Check(
+            "kvm",
+            Status.WARN,
+            "present, not proven: there is nothing to boot by it",
+            f"mint kernel install qemu, and apt-get install {catalog.QEMU_PACKAGE}",
+        )
+    if seconds := tried[0].boots.get("kvm"):
+        return Check("kvm", Status.OK, f"a guest booted by it in {seconds:.1f} s")
+    why = tried[0].refused.get("kvm", "not tried")
+    return Check("kvm", Status.WARN, f"present, but no guest boots by it: {why}", remedy)

@@ -11,19 +11,20 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mint_vni.doctor import probes
 from mint_vni.errors import PlatformError
+from mint_vni.kernels import KINDS, Kernel, catalog, installed, results
 from mint_vni.lab.units import parse_cpu_list
 from mint_vni.nodes.programs import search_path
 
 PROGRAMS = (
     *("sshd", "ssh", "ssh-keygen", "nsenter", "setpriv", "unshare", "taskset"),
     *("ip", "ping", "iperf3", "ethtool", "tcpdump"),
-    *("linux.uml", "qemu-system-x86_64", "qemu-system-aarch64"),
+    catalog.QEMU,
 )
 CONTROLLERS = ("cpuset", "memory")
 PROBES_DEADLINE = 20.0
@@ -45,6 +46,23 @@ class CgroupController:
 
 
 @dataclass(frozen=True)
+class KernelFact:
+    """What probe boots show of one kernel; see `mint_vni.kernels`.
+
+    Attributes:
+        name: Version and origin, for people.
+        system: Whether it is this system's own, not fetched by `mint kernel install`.
+        boots: How it boots (``uml``, ``kvm``, ``tcg``), each with the seconds it takes.
+        refused: How it does not, each with the reason.
+    """
+
+    name: str
+    system: bool = False
+    boots: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Facts:
     """A machine as `checks.examine` sees it.
 
@@ -61,6 +79,8 @@ class Facts:
         kvm: ``absent``, ``denied`` or ``present``.
         cgroups: By controller, those that are mounted.
         programs: By name, the path of each that is installed.
+        kernels: By kind of guest, its kernels, newest first.
+        virtiofsd: Version and origin of the one for guests; empty if there is none.
         attempts: By name as in `probes.ATTEMPTS`, what was given, or the name of the error.
     """
 
@@ -76,6 +96,8 @@ class Facts:
     kvm: str
     cgroups: Mapping[str, CgroupController]
     programs: Mapping[str, str]
+    kernels: Mapping[str, Sequence[KernelFact]]
+    virtiofsd: str
     attempts: Mapping[str, object]
 
     def failure(self, attempt: str) -> str | None:
@@ -85,7 +107,9 @@ class Facts:
 
 
 def gather() -> Facts:
-    """The facts of this machine; takes about a tenth of a second.
+    """The facts of this machine.
+
+    It takes about a tenth of a second, and a few seconds when kernels for guests have to be tried.
 
     Raises:
         PlatformError: This is no Linux with /proc.
@@ -109,6 +133,8 @@ def gather() -> Facts:
         kvm=_kvm(),
         cgroups=find_controllers(mounts),
         programs=_programs(),
+        kernels={kind: [_kernel(kernel) for kernel in installed(kind)] for kind in KINDS},
+        virtiofsd=_virtiofsd(),
         attempts=attempt_all(),
     )
 
@@ -200,3 +226,26 @@ def _programs() -> dict[str, str]:
     # sshd and ethtool live where only root's PATH leads.
     found = ((name, shutil.which(name, path=search_path())) for name in PROGRAMS)
     return {name: where for name, where in found if where}
+
+
+def _kernel(kernel: Kernel) -> KernelFact:
+    name = f"{kernel.version} of {kernel.origin}"
+    system = kernel.origin == catalog.SYSTEM
+    try:
+        probes = list(results(kernel))
+    except PlatformError as error:  # no QEMU to boot it with
+        return KernelFact(name, system, refused={"": str(error)})
+    return KernelFact(
+        name,
+        system,
+        {probe.method: probe.seconds for probe in probes if probe.ok},
+        {probe.method: probe.reason for probe in probes if not probe.ok},
+    )
+
+
+def _virtiofsd() -> str:
+    try:
+        program = catalog.virtiofsd()
+    except PlatformError:
+        return ""
+    return f"{program.version} of {program.origin}"

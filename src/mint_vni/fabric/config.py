@@ -26,6 +26,15 @@ def mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
+#: Longest time after which idle memory can be given back, seconds.
+IDLE_S_MAX = 6553.5
+
+
+def idle_ds(seconds: float) -> int:
+    """Seconds as the core has them: tenths, at least one unless it is to be never."""
+    return max(1, round(min(seconds, IDLE_S_MAX) * 10)) if seconds > 0 else 0
+
+
 @dataclass(frozen=True)
 class PortSpec:
     """What a fabric knows about one of its ports.
@@ -38,6 +47,7 @@ class PortSpec:
         frame_max: longest frame that it takes, bytes.
         poll_us: longest spin before it sleeps, microseconds.
         stall_us: longest wait for room before a channel counts as stalled, microseconds.
+        idle_s: seconds after which the memory of an idle channel is given back; 0: never.
     """
 
     index: int
@@ -47,6 +57,7 @@ class PortSpec:
     frame_max: int = FRAME_MAX
     poll_us: int = 0
     stall_us: int = 20_000
+    idle_s: float = 0.0
 
     def fill(self, c: Any, slots: int, layout: int) -> None:
         """Write this into a ``struct mint_port_config``."""
@@ -54,6 +65,7 @@ class PortSpec:
         c.flags = lib.MINT_PORT_BRIDGE if self.bridge else 0
         c.poll_us, c.stall_us = self.poll_us, self.stall_us
         c.frame_max = min(self.frame_max, FRAME_MAX)
+        c.idle_ds = idle_ds(self.idle_s)
         c.mac = mac_bytes(self.mac)
         c.name = self.name.encode()[: int(lib.MINT_NAME_MAX) - 1]
 
@@ -68,6 +80,7 @@ class PortSpec:
             frame_max=c.frame_max,
             poll_us=c.poll_us,
             stall_us=c.stall_us,
+            idle_s=c.idle_ds / 10,
         )
 
     def fill_peer(self, c: Any, capacity: int) -> None:

@@ -21,6 +21,9 @@ TX_NAMES = _names(int(lib.MINT_TX_COUNTERS), lib.mint_tx_counter_name)
 RX_NAMES = _names(int(lib.MINT_RX_COUNTERS), lib.mint_rx_counter_name)
 PORT_NAMES = _names(int(lib.MINT_PORT_COUNTERS), lib.mint_port_counter_name)
 
+#: What a position grows by for each descriptor in layout ``pooled``.
+DESCRIPTOR_STEP = int(lib.MINT_LINE)
+
 _END_STATES = {
     int(lib.MINT_END_CLOSED): "closed",
     int(lib.MINT_END_OPEN): "open",
@@ -33,7 +36,8 @@ class Ends:
     """One port's ends of its two channels with another.
 
     Attributes:
-        head: bytes published towards the other; tail: bytes released of what came from it.
+        head: bytes published towards the other; tail: bytes released of what came from it (layout
+            ``pooled``: :data:`DESCRIPTOR_STEP` for each frame; ``shared``: 0).
         tx_state, rx_state: ``closed``, ``open`` or ``reset``.
         stalled: whether frames towards the other are dropped because it does not drain.
         tx, rx: counters by name.

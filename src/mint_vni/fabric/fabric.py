@@ -52,18 +52,24 @@ class Fabric:
         poll_us: int = 50,
         stall_us: int = 20_000,
         bridges: Iterable[str] = (),
+        *,
+        idle_reclaim: float = 5.0,
     ) -> Fabric:
         """Create a fabric.
 
         Args:
             ports: their names, 2 to 1,024.
             layout: ``per-channel``: one lock-free buffer a channel; ``shared``: one buffer for
-                all, under a lock.
-            channel_bytes: capacity of a channel (layout ``shared``: of the one buffer), bytes;
-                rounded up to pages.
+                all, under a lock; ``pooled``: one lock-free pool a sender, which all its peers can
+                read.
+            channel_bytes: capacity of a channel (layout ``shared``: of the one buffer; ``pooled``:
+                of each port's pool), bytes; rounded up to pages.
             poll_us: longest spin before a port that waits goes to sleep, microseconds.
             stall_us: a receiver that drains nothing for so long counts as stalled, microseconds.
             bridges: ports that further MACs live behind.
+            idle_reclaim: seconds after which the memory of a channel (layout ``pooled``: of a pool)
+                that has been idle is given back, the next time that its sender waits or sends; 0:
+                never. Not in layout ``shared``.
 
         Raises:
             FabricError: names that clash, an unknown layout, a channel too small, or the process
@@ -74,7 +80,13 @@ class Fabric:
         behind = set(bridges)
         specs = {
             name: PortSpec(
-                i, name, default_mac(i), name in behind, poll_us=poll_us, stall_us=stall_us
+                i,
+                name,
+                default_mac(i),
+                name in behind,
+                poll_us=poll_us,
+                stall_us=stall_us,
+                idle_s=idle_reclaim,
             )
             for i, name in enumerate(names)
         }
@@ -133,8 +145,8 @@ class Fabric:
 
     def _open_port(self, spec: PortSpec) -> Port:
         r = self._regions
-        port = Port(spec, r.slots, r.layout_code, r.control[spec.index], r.pool, self._closed)
-        capacity = r.channel_bytes if r.layout == "per-channel" else 0
+        control, own = r.control[spec.index], r.own_region(spec.index)
+        port = Port(spec, r.slots, r.layout_code, control, own, self._closed)
         try:
             for other in self._specs.values():
                 if other.index == spec.index:
@@ -147,7 +159,7 @@ class Fabric:
                         " raise the limit of descriptors (ulimit -n)"
                     ) from None
                 try:
-                    port.add_peer(other, capacity, fds)
+                    port.add_peer(other, r.capacity, fds)
                 finally:
                     for fd in fds:
                         os.close(fd)

@@ -199,7 +199,8 @@ class Port:
 
         Args:
             spec: the other port.
-            capacity: bytes of each payload region; 0 in layout ``shared``.
+            capacity: bytes of each payload region (layout ``pooled``: of the other port's pool;
+                ``shared``: 0).
             fds: as :meth:`mint_vni.fabric.regions.Regions.peer_fds` gives them; they stay the
                 caller's.
 
@@ -210,7 +211,9 @@ class Port:
         spec.fill_peer(c, capacity)
         c.ctl_fd = fds[0]
         if len(fds) == 4:
-            c.tx_fd, c.rx_fd = fds[1], fds[2]
+            c.tx_fd = fds[1]
+        if len(fds) > 2:
+            c.rx_fd = fds[-2]
         what = f"port {self.name}: channel with {spec.name}"
         self._enter()
         try:

@@ -12,6 +12,7 @@ region             writer                  readers
 control, port p    p                       all peers of p, and the supervisor
 payload, p -> q    p                       q
 pool               everybody               everybody (layout ``shared`` only)
+stock, port p      p                       all peers of p (layout ``pooled`` only)
 =================  ======================  =====================================
 
 Where all ports run under one user (no root), the ports of a fabric are mutually trusted.
@@ -24,12 +25,15 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mint_vni._native import lib
 
-LAYOUTS = {"per-channel": int(lib.MINT_LAYOUT_PER_CHANNEL), "shared": int(lib.MINT_LAYOUT_SHARED)}
+LAYOUTS = {
+    "per-channel": int(lib.MINT_LAYOUT_PER_CHANNEL),
+    "shared": int(lib.MINT_LAYOUT_SHARED),
+    "pooled": int(lib.MINT_LAYOUT_POOLED),
+}
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -83,15 +87,18 @@ class Regions:
     """All regions and doorbells of a fabric, by port index.
 
     Attributes:
-        layout: ``per-channel`` or ``shared``.
+        layout: ``per-channel``, ``shared`` or ``pooled``.
         slots: ports that there is room for.
-        channel_bytes: capacity of one channel (layout ``shared``: of the one buffer of all).
+        channel_bytes: capacity of one channel (layout ``shared``: of the one buffer of all;
+            ``pooled``: of each port's pool).
         control: descriptor of each port's control region.
         payload: descriptor of each channel's payload region, by (sender, receiver).
         bells: each port's end of the doorbell that it shares with another, by (holder, other).
         pool: descriptor of the pool region, or None.
+        stock: descriptor of each port's stock region (layout ``pooled``).
         owners: the user that each port's regions belong to; None: the caller.
         read_only: while a lab is being adopted, payload regions as their readers have them.
+        read_only_stock: the same for stock regions.
     """
 
     layout: str
@@ -101,13 +108,20 @@ class Regions:
     payload: dict[tuple[int, int], int] = field(default_factory=dict)
     bells: dict[tuple[int, int], int] = field(default_factory=dict)
     pool: int | None = None
+    stock: dict[int, int] = field(default_factory=dict)
     owners: dict[int, int | None] = field(default_factory=dict)
     read_only: dict[tuple[int, int], int] = field(default_factory=dict)
+    read_only_stock: dict[int, int] = field(default_factory=dict)
 
     @property
     def layout_code(self) -> int:
         """The layout as the core knows it."""
         return LAYOUTS[self.layout]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of what a peer is told of: a payload region or a pool; 0 where there is neither."""
+        return 0 if self.layout == "shared" else self.channel_bytes
 
     def add_port(self, index: int, owner: int | None = None) -> None:
         """Create a port's control region, and its channels and doorbells with all others."""
@@ -115,6 +129,9 @@ class Regions:
             self.pool = self._create_pool()
         size = int(lib.mint_ctl_bytes(self.slots))
         self.control[index] = create_region(f"control-{index}", size, owner)
+        if self.layout == "pooled":
+            size = int(lib.mint_stock_bytes(self.slots, self.channel_bytes))
+            self.stock[index] = create_region(f"stock-{index}", size, owner)
         self.owners[index] = owner
         for other in self.control:
             if other != index:
@@ -154,6 +171,8 @@ class Regions:
             if self.layout == "per-channel":
                 fds.append(os.dup(self.payload[index, peer]))
                 fds.append(reopen(self.payload[peer, index]))
+            if self.layout == "pooled":
+                fds.append(reopen(self.stock[peer]))
             fds.append(os.dup(self.bells[index, peer]))
         except OSError:
             _close(*fds)
@@ -163,17 +182,24 @@ class Regions:
     def open_fds(self, index: int) -> list[int]:
         """Descriptors that port ``index`` needs for itself; freshly opened."""
         fds = [os.dup(self.control[index])]
-        if self.pool is not None:
-            try:
+        try:
+            if self.pool is not None:
                 fds.append(reopen(self.pool, writable=True))
-            except OSError:
-                _close(*fds)
-                raise
+            if self.layout == "pooled":
+                fds.append(os.dup(self.stock[index]))
+        except OSError:
+            _close(*fds)
+            raise
         return fds
+
+    def own_region(self, index: int) -> int | None:
+        """Descriptor of what port ``index`` writes frames to, if it is one region for all its peers."""
+        return self.stock.get(index, self.pool)
 
     def remove_port(self, index: int) -> None:
         """Forget a port. What others still map lives until they let go."""
-        _close(self.control.pop(index, None), *self._take(self.payload, index))
+        _close(self.control.pop(index, None), self.stock.pop(index, None))
+        _close(*self._take(self.payload, index))
         _close(*self._take(self.bells, index))
         self.owners.pop(index, None)
 
@@ -184,7 +210,9 @@ class Regions:
     def close(self) -> None:
         """Close all descriptors."""
         _close(*self.control.values(), *self.payload.values(), *self.bells.values(), self.pool)
+        _close(*self.stock.values())
         self.control.clear()
+        self.stock.clear()
         self.payload.clear()
         self.bells.clear()
         self.pool = None
@@ -192,10 +220,9 @@ class Regions:
     def memory(self) -> dict[str, int]:
         """Bytes of shared memory: reserved, committed now, and of these for control regions."""
         control = sum(committed_bytes(fd) for fd in self.control.values())
-        data: Iterable[int] = self.payload.values()
+        fds = [*self.payload.values(), *self.stock.values()]
         if self.pool is not None:
-            data = [*data, self.pool]
-        fds = list(data)
+            fds.append(self.pool)
         return {
             "reserved_bytes": sum(os.fstat(fd).st_size for fd in fds),
             "committed_bytes": sum(committed_bytes(fd) for fd in fds),

@@ -8,6 +8,7 @@ the nodes are is in ``state.json``. From these the regions are put together agai
 =======================  ==================================================================
 control region of p      from p's worker
 payload region p -> q    from p's worker (writable); from q's, reopened, when p's is dead
+stock region of p        the same (layout pooled)
 doorbell ends            each from its worker
 TAP of p                 from p's worker
 =======================  ==================================================================
@@ -113,7 +114,9 @@ def _keep(
     if message.type == wire.OPEN:
         regions.control[index] = fds.pop(0)
         regions.owners[index] = worker_uid(engine.lab_id, index)
-        if fds and regions.pool is None:
+        if fds and regions.layout == "pooled":
+            regions.stock[index] = fds.pop(0)
+        elif fds and regions.pool is None:
             # Reopened: the worker's own file description carries its liveness lock.
             regions.pool = reopen(fds[0], writable=True)
     elif message.type == wire.TAP:
@@ -124,19 +127,26 @@ def _keep(
         if len(fds) == 3:
             regions.payload[index, peer] = fds.pop(1)
             regions.read_only[peer, index] = fds.pop(1)
+        elif len(fds) == 2 and peer not in regions.read_only_stock:
+            regions.read_only_stock[peer] = fds.pop(1)
         if peer >= len(engine.plan.nodes) and peer not in raw:
             raw[peer] = (message.spec, fds.pop(0))
     message.close()
 
 
 def _restore_payload(engine: Engine) -> None:
-    """Payload regions of ports whose worker is dead: from their readers."""
+    """Payload and stock regions of ports whose worker is dead: from their readers."""
     regions = engine.regions
     for channel, fd in regions.read_only.items():
         if channel not in regions.payload:
             regions.payload[channel] = reopen(fd, writable=os.geteuid() == 0)
         os.close(fd)
     regions.read_only.clear()
+    for port, fd in regions.read_only_stock.items():
+        if port not in regions.stock:
+            regions.stock[port] = reopen(fd, writable=os.geteuid() == 0)
+        os.close(fd)
+    regions.read_only_stock.clear()
 
 
 def _adopt_node(

@@ -132,7 +132,7 @@ def attach(lab: str, name: str, mac: str | None = None) -> Port:
 
     Raises:
         LabStateError: no such lab, or the name or MAC is taken.
-        FabricError: the lab does not trust this user (layout ``shared``).
+        FabricError: the lab does not trust this user (layouts ``shared``, ``pooled``).
     """
     client = Client(lab)
     try:

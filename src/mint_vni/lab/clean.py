@@ -24,7 +24,7 @@ from mint_vni.nodes import undo
 
 _GIVE_UP_S = 10.0
 _YOUNG_S = 1.0  # whoever made a directory locks it at once
-_ORDER = ("node", "process", "cgroup", "cgroup-control")
+_ORDER = ("node", "process", "file", "cgroup", "cgroup-control")
 
 
 @dataclass

@@ -53,6 +53,8 @@ STOP_S = 10.0
 _BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often it died lately
 _LATELY_S = 5.0
 _REVIVALS, _REVIVALS_S = 5, 60.0  # a node may end so often in so long before it is given up
+# What a port can do with frames that are none of its own, by layout.
+_REACH = {"shared": "write all frames", "pooled": "read all that its peers send"}
 _PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
@@ -82,11 +84,6 @@ class Engine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- helpers --------------------------------------------------------------------------------
-
-    @property
-    def capacity(self) -> int:
-        """Bytes of each payload region; 0 where there are none."""
-        return self.plan.channel_bytes if self.plan.layout == "per-channel" else 0
 
     def by_name(self, name: str) -> Member:
         """The port of this name."""
@@ -132,7 +129,7 @@ class Engine:
         return SshMaterial(
             directory=self.directory / "ssh",
             lab=self.plan.name,
-            nodes=tuple(node.name for node in self.plan.nodes),
+            nodes=tuple(node.name for node in self.plan.nodes if KINDS[node.kind].has_sshd),
             hosts=self.plan.hosts,
             mode="mesh" if self.plan.ssh == "mesh" else "host-only",
         )
@@ -237,7 +234,7 @@ class Engine:
         worker = member.worker
         assert worker is not None
         for other in others:
-            data = wire.add_peer_message(other.spec, self.capacity)
+            data = wire.add_peer_message(other.spec, self.regions.capacity)
             _request(worker, data, self.regions.peer_fds(member.spec.index, other.spec.index))
 
     def _begin(self, member: Member) -> None:
@@ -373,18 +370,21 @@ class Engine:
         Raises:
             OSError: the program is gone.
             LabStateError: the name or the MAC is taken, or there is no slot left.
-            FabricError: layout ``shared`` and a user who is not trusted.
+            FabricError: layout ``shared`` or ``pooled`` and a user who is not trusted.
         """
         async with self._changing:
             spec = self._raw_spec(name, mac)
-            if self.plan.layout == "shared" and uid != os.geteuid() and not self.plan.trust_all:
+            reach = _REACH.get(self.plan.layout)
+            if reach and uid != os.geteuid() and not self.plan.trust_all:
                 raise FabricError(
-                    f"lab {self.plan.name}: with layout shared every port can write all frames;"
+                    f"lab {self.plan.name}: with layout {self.plan.layout} every port can {reach};"
                     " run as the lab's owner, or set fabric: {trust: all} in the lab file"
                 )
             member = Member(spec, uid, link=link, state="up")
             self._add_member(member)
-            await self._tell_all(member, wire.add_peer_message(spec, self.capacity), adding=True)
+            await self._tell_all(
+                member, wire.add_peer_message(spec, self.regions.capacity), adding=True
+            )
             try:
                 await asyncio.to_thread(introduce, member)
             except OSError:
@@ -409,7 +409,14 @@ class Engine:
         mac = default_mac(index) if mac is None else _checked_mac(mac)
         if any(m.spec.mac == mac for m in self.members.values()):
             raise LabStateError(f"lab {self.plan.name}: MAC {mac} is taken; use another")
-        return PortSpec(index, name, mac, stall_us=self.plan.stall_us, poll_us=self.plan.poll_us)
+        return PortSpec(
+            index,
+            name,
+            mac,
+            stall_us=self.plan.stall_us,
+            poll_us=self.plan.poll_us,
+            idle_s=self.plan.idle_reclaim,
+        )
 
     async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
         """Tell every other port that a port has come or gone."""
@@ -471,8 +478,10 @@ class Engine:
             "supervisor": {"pid": os.getpid(), "adoptions": self.adoptions},
             "nodes": nodes,
             "ports": [m.status() for m in members],
-            "channels": [channel_status(a, b) for a in seen for b in seen if a is not b],
-            "memory": self.regions.memory(),
+            "channels": [
+                channel_status(a, b, self.plan.layout) for a in seen for b in seen if a is not b
+            ],
+            "memory": self.regions.memory() | {"reclaims": _reclaims(members)},
             "trust": {
                 "workers": "separate-users" if separate else "same-user",
                 "note": "" if separate else "all ports run as one user and trust each other",
@@ -516,6 +525,11 @@ class Engine:
             except (MintError, OSError) as error:
                 problems.append(f"{member.name}: {error}")
         return problems
+
+
+def _reclaims(members: Iterable[Member]) -> int:
+    """How often the memory of idle channels was given back."""
+    return sum(m.view.counters()["reclaims"] for m in members if m.view)
 
 
 def _tail(path: Path) -> str:

@@ -182,6 +182,23 @@ def _read_flag(value: object) -> bool:
 FLAG = Reads(_read_flag, {"type": "boolean"})
 
 
+TEXT_MAX = 4095
+
+
+def text(what: str, example: str) -> Reads:
+    """Text of one line; `what` names it in messages."""
+
+    def read(value: object) -> str:
+        remedy = f"write one such as {example}"
+        if not isinstance(value, str):
+            raise bad(f"{show(value)} is no {what}", f"{remedy}, in quotes if need be")
+        if not value.isprintable() or not value.strip() or len(value) > TEXT_MAX:
+            raise bad(f"{show(value)} is no {what}", remedy)
+        return value
+
+    return Reads(read, {"type": "string", "minLength": 1, "maxLength": TEXT_MAX})
+
+
 def _read_name(value: object, what: str, longest: int) -> str:
     rule = (
         f"use at most {longest} lower-case letters, digits and hyphens, beginning with a letter "

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from mint_vni.lab import paths
 from mint_vni.lab.attach import attach
 from mint_vni.lab.client import Client, Progress, start, the_only_lab
 from mint_vni.lab.plan import MachineFacts, check_machine, read_plan
-from mint_vni.nodes import exec_argv, ssh_argv
+from mint_vni.nodes import console_argv, exec_argv, ssh_argv
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,11 +45,26 @@ class Node:
 
         Not over the node's network: it works when that is broken.
         """
-        return exec_argv(self._facts, args, tty=tty)
+        return self._with_facts(lambda facts: exec_argv(facts, args, tty=tty))
 
     def ssh_argv(self, args: Sequence[str] = ()) -> list[str]:
         """A command line that logs in through the node's own sshd, with unmodified ssh."""
-        return ssh_argv(self._facts, args)
+        return self._with_facts(lambda facts: ssh_argv(facts, args))
+
+    def _with_facts(self, make: Callable[[Mapping[str, Any]], list[str]]) -> list[str]:
+        """Make a command line, from newer facts if the node has been started again since."""
+        try:
+            return make(self._facts)
+        except NodeError:
+            facts = self.lab.facts(self.name)
+            if facts == self._facts:
+                raise
+            self._facts = facts
+            return make(facts)
+
+    def console_argv(self) -> list[str]:
+        """A command line that joins the caller's terminal to the node's console, for guests."""
+        return console_argv(self._facts)
 
     def run(
         self,
@@ -172,6 +187,12 @@ class Lab:
         except KeyError:
             names = ", ".join(self._facts)
             raise LabStateError(f"lab {self.name} has no node {name}; it has {names}") from None
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a node is at this moment, for `mint_vni.nodes`; asked for anew."""
+        with Client(self.name) as client:
+            self._facts = client.request("facts")
+        return dict(self._facts[name])
 
     @property
     def nodes(self) -> list[Node]:

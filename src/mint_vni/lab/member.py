@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mint_vni.fabric.config import FRAME_OVERHEAD, PortSpec
-from mint_vni.fabric.counters import ControlView, drops
+from mint_vni.fabric.counters import DESCRIPTOR_STEP, ControlView, Ends, drops
 from mint_vni.lab.plan import LabPlan, NodePlan
 from mint_vni.lab.worker import Worker
 from mint_vni.nodes import Node
@@ -52,6 +52,7 @@ def node_spec(plan: LabPlan, node: NodePlan) -> PortSpec:
         frame_max=node.mtu + FRAME_OVERHEAD,
         poll_us=node.poll_us,
         stall_us=plan.stall_us,
+        idle_s=plan.idle_reclaim,
     )
 
 
@@ -158,10 +159,19 @@ class Member:
         }
 
 
+def _queued(out: Ends, into: Ends, layout: str) -> int:
+    """Bytes that wait in a channel; in layout ``pooled``, where positions count frames, about."""
+    waiting = max(0, out.head - into.tail)
+    if layout != "pooled":
+        return waiting
+    frames, mean = waiting // DESCRIPTOR_STEP, out.tx["bytes"] // max(1, out.tx["frames"])
+    return frames * mean
+
+
 _TRAFFIC = ("in_frames", "in_bytes", "out_frames", "out_bytes")
 
 
-def channel_status(src: Member, dst: Member) -> dict[str, Any]:
+def channel_status(src: Member, dst: Member, layout: str) -> dict[str, Any]:
     """A channel's entry in the status: the sender's end and the receiver's."""
     assert src.view is not None and dst.view is not None
     out, into = src.view.ends(dst.spec.index), dst.view.ends(src.spec.index)
@@ -176,7 +186,7 @@ def channel_status(src: Member, dst: Member) -> dict[str, Any]:
         "state": state,
         "frames": out.tx["frames"],
         "bytes": out.tx["bytes"],
-        "queued_bytes": max(0, out.head - into.tail),
+        "queued_bytes": _queued(out, into, layout),
         "drops": drops(out.tx) | drops(into.rx),
         "tx": out.tx,
         "rx": into.rx,

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mint_vni.lab import fields as f
+from mint_vni.lab.units import format_size
 
 # Bounds that native/abi.h sets.
 PORTS_MAX: Final = 1024  # MINT_PORTS_MAX
@@ -28,7 +29,7 @@ CHANNEL_BYTES_MAX: Final = 1 << 30  # MINT_CAP_MAX
 PAGE: Final = 4096
 
 # Defaults of the fabric, all in one place.
-LAYOUTS: Final = ("per-channel", "shared")
+LAYOUTS: Final = ("per-channel", "shared", "pooled")
 LAYOUT: Final = "per-channel"
 CHANNEL_BYTES: Final = 2 << 20
 SLOTS_MIN: Final = 32  # unless the lab says otherwise, room for at least so many ports,
@@ -37,6 +38,8 @@ POLL_US: Final = 50
 POLL_US_MAX: Final = 100_000
 STALL_US: Final = 20_000
 STALL_US_MAX: Final = 10_000_000
+IDLE_RECLAIM: Final = 5
+IDLE_RECLAIM_MAX: Final = 3600
 TRUSTS: Final = ("peers", "all")
 TRUST: Final = "peers"
 
@@ -61,10 +64,14 @@ class KindSpec:
     Attributes:
         summary: What it is, for messages and documentation.
         memory_min: Bytes below which a node of this kind can't get ready.
+        memory: Bytes of a node that does not say; None: no limit.
+        keys: Keys of a node that only this kind and those like it have.
     """
 
     summary: str
     memory_min: int
+    memory: int | None = None
+    keys: frozenset[str] = frozenset()
 
 
 # A new kind of node is one entry here (and its module in mint_vni.nodes).
@@ -73,7 +80,27 @@ KINDS: Final[Mapping[str, KindSpec]] = {
         summary="own network stack, hostname, mounts and processes on the host's kernel",
         memory_min=32 << 20,
     ),
+    "uml": KindSpec(
+        summary="a kernel of its own, User-Mode Linux, as a process of the host",
+        memory_min=64 << 20,
+        memory=256 << 20,
+        keys=frozenset({"root", "kernel", "trusted_userland"}),
+    ),
+    "qemu": KindSpec(
+        summary="a kernel of its own in a virtual machine, by KVM where that works",
+        memory_min=128 << 20,
+        memory=512 << 20,
+        keys=frozenset({"root", "kernel", "image"}),
+    ),
+    "external": KindSpec(
+        summary="a virtual machine that you start yourself, or another vhost-user front end",
+        memory_min=0,
+        keys=frozenset({"socket", "owner"}),
+    ),
 }
+
+#: What a guest sees as its root unless the lab says otherwise: the host's file system.
+ROOT: Final = "host"
 
 MEMORY_MAX: Final = 1 << 50
 
@@ -103,7 +130,8 @@ class FabricModel(Section):
     layout: Annotated[str, f.one_of(LAYOUTS, "layout")] = Field(
         default=LAYOUT,
         description="How frames lie in shared memory: per-channel gives each ordered pair of ports "
-        "a lock-free buffer of its own; shared gives all ports one buffer, under a lock.",
+        "a lock-free buffer of its own; shared gives all ports one buffer, under a lock; pooled "
+        "gives each port one lock-free pool for all it sends, which all other ports can read.",
     )
     channel_bytes: Annotated[
         int,
@@ -111,7 +139,7 @@ class FabricModel(Section):
     ] = Field(
         default=CHANNEL_BYTES,
         description="Size of each packet buffer: of every channel in layout per-channel, of the "
-        "one buffer in layout shared. Rounded up to whole pages of 4096 bytes.",
+        "one buffer in layout shared, of each port's pool in layout pooled. Rounded up to whole pages of 4096 bytes.",
         examples=["2M", 393216],
     )
     slots: Annotated[int, f.whole(2, PORTS_MAX)] | None = Field(
@@ -131,10 +159,16 @@ class FabricModel(Section):
         "then the channel is stalled, and frames for it are dropped and counted until the "
         "receiver drains it.",
     )
+    idle_reclaim: Annotated[int, f.whole(0, IDLE_RECLAIM_MAX, "seconds")] = Field(
+        default=IDLE_RECLAIM,
+        description="Seconds after which the memory of a channel that has been idle is given back "
+        "to the machine (layout pooled: of a pool that has been idle; not in layout shared); 0: it "
+        "is kept.",
+    )
     trust: Annotated[str, f.one_of(TRUSTS, "kind of trust")] = Field(
         default=TRUST,
-        description="Who may share a packet buffer that isn't the pair's own (layout shared): "
-        "peers admits the lab's own workers only, all admits programs of other users too.",
+        description="Who may share a packet buffer that isn't the pair's own (layouts shared and "
+        "pooled): peers admits the lab's own workers only, all admits programs of other users too.",
     )
 
 
@@ -172,7 +206,12 @@ class DefaultsModel(Section):
         Annotated[int, f.size(1 << 20, MEMORY_MAX, "nothing runs in less than 1 MiB")] | None
     ) = Field(
         default=None,
-        description="Memory that the node may use, in bytes or with K, M, G or T. Null: no limit.",
+        description="Memory that the node may use, in bytes or with K, M, G or T. Null: "
+        + ", ".join(
+            f"{format_size(kind.memory)} ({name})" if kind.memory else f"no limit ({name})"
+            for name, kind in KINDS.items()
+        )
+        + ".",
         examples=["512M"],
     )
     interface: Annotated[str, f.INTERFACE] = Field(
@@ -190,11 +229,45 @@ class DefaultsModel(Section):
     poll_us: Annotated[int, f.whole(0, POLL_US_MAX, "microseconds")] | None = Field(
         default=None, description="The node's own fabric.poll_us. Null: the fabric's."
     )
+    root: Annotated[str, f.text("directory", "./rootfs")] = Field(
+        default=ROOT,
+        description="Kinds uml and qemu: what the guest has as its root, read-only below a layer "
+        "in its memory: host, the host's file system; or a directory, relative to the lab file.",
+        examples=["host", "./rootfs"],
+    )
+    image: Annotated[str, f.text("path of a disk image", "./my.qcow2")] | None = Field(
+        default=None,
+        description="Kind qemu: disk image from which the node boots its own system, relative to "
+        "the lab file. It is never written to. Null: the node boots from its root.",
+        examples=["./my.qcow2"],
+    )
+    kernel: Annotated[str, f.text("version of a kernel", '"7.2um1"')] | None = Field(
+        default=None,
+        description="Kinds uml and qemu: version of the kernel, as mint kernel list shows it. "
+        "Null: the newest that boots here.",
+        examples=["7.2um1"],
+    )
+    trusted_userland: Annotated[bool, f.FLAG] = Field(
+        default=False,
+        description="Kind uml: run the guest's programs by seccomp, which is quicker than ptrace "
+        "and lets them reach the guest kernel's memory.",
+    )
 
 
 class NodeModel(DefaultsModel):
     """One Linux."""
 
+    socket: Annotated[str, f.text("path of a socket", "./vm.sock")] | None = Field(
+        default=None,
+        description="Kind external: where to make the socket that your machine connects to, relative "
+        "to the lab file. Nothing may be there yet. Null: below /run/mint, for root alone.",
+        examples=["./vm.sock"],
+    )
+    owner: Annotated[str, f.text("user", "libvirt-qemu")] | None = Field(
+        default=None,
+        description="Kind external: the user who may connect, by name or number. Null: root alone.",
+        examples=["libvirt-qemu"],
+    )
     mac: Annotated[str, f.MAC] | None = Field(
         default=None,
         description="MAC address of the interface. Null: derived from the names of lab and node.",

@@ -24,6 +24,7 @@ from mint_vni.lab.model import (
     MTU_MIN_IPV6,
     PAGE,
     PORTS_MAX,
+    ROOT,
     SLOTS_MIN,
     SLOTS_SPARE,
     LabModel,
@@ -50,6 +51,12 @@ class NodePlan:
         mtu: MTU of the interface, bytes.
         offload: Whether its stack is offered checksum and segmentation offload.
         poll_us: Longest polling of its worker before it sleeps, microseconds.
+        root: ``host``, or absolute path of the directory that a guest has as its root.
+        image: Absolute path of the disk image that a guest boots; None: it boots from its root.
+        kernel: Version of a guest's kernel; None: the newest.
+        trusted_userland: Whether programs of a User-Mode Linux may reach its kernel's memory.
+        socket: Absolute path of the socket of a machine of the user's; None: in the lab's directory.
+        owner: User who may connect there, besides root; None: nobody.
     """
 
     name: str
@@ -65,6 +72,12 @@ class NodePlan:
     mtu: int
     offload: bool
     poll_us: int
+    root: str = ROOT
+    image: str | None = None
+    kernel: str | None = None
+    trusted_userland: bool = False
+    socket: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class LabPlan:
     Attributes:
         name: The lab's name.
         file: Absolute path of the lab file, or ``<memory>``.
-        layout: ``per-channel`` or ``shared``.
+        layout: ``per-channel``, ``shared`` or ``pooled``.
         channel_bytes: Size of each packet buffer, whole pages.
         slots: Ports that the fabric has room for.
         mtu: MTU inside the nodes, bytes.
@@ -83,6 +96,7 @@ class LabPlan:
         ssh: ``mesh`` or ``host-only``.
         poll_us: Longest polling of a worker, unless its node says otherwise, microseconds.
         stall_us: Longest wait for room in a channel, microseconds.
+        idle_reclaim: Seconds until the memory of an idle channel is given back; 0: never.
         trust_all: Whether ports of other users may join a buffer that is not the pair's own.
         nodes: The nodes in the order of the file.
         hosts: For ``/etc/hosts`` of the nodes: addresses, each with its names; without loopback.
@@ -101,6 +115,7 @@ class LabPlan:
     ssh: str
     poll_us: int
     stall_us: int
+    idle_reclaim: int
     trust_all: bool
     nodes: tuple[NodePlan, ...]
     hosts: tuple[tuple[str, tuple[str, ...]], ...]
@@ -114,13 +129,16 @@ class LabPlan:
         """
         if self.layout == "shared":
             return self.channel_bytes
+        if self.layout == "pooled":  # a pool, a page of descriptors a peer, one of notes
+            return (self.channel_bytes + PAGE * len(self.nodes)) * len(self.nodes)
         return self.channel_bytes * len(self.nodes) * (len(self.nodes) - 1)
 
     @property
     def descriptors(self) -> int:
         """About how many file descriptors the supervisor will hold open."""
         n = len(self.nodes)
-        return 2 * n * (n - 1) + 16 * n + 64
+        regions = n * (n - 1) if self.layout == "per-channel" else n
+        return regions + n * (n - 1) + 16 * n + 64
 
     def to_json(self) -> dict[str, Any]:
         """The plan as a dictionary for ``json.dumps``; `from_json` takes it back."""
@@ -208,6 +226,7 @@ def resolve(model: LabModel, file: str = MEMORY, lines: LineMap | None = None) -
         ssh=_ssh(model, lines),
         poll_us=model.fabric.poll_us,
         stall_us=model.fabric.stall_us,
+        idle_reclaim=model.fabric.idle_reclaim,
         trust_all=model.fabric.trust == "all",
         nodes=nodes,
         hosts=_hosts(nodes),
@@ -279,6 +298,7 @@ def _node(model: LabModel, name: str, index: int, identity: Identity, lines: Lin
             f"give at least {least}, or leave memory out",
         )
     poll_us = value("poll_us")
+    special = _special(model, name, kind, lines)
     return NodePlan(
         name=name,
         kind=kind,
@@ -287,13 +307,50 @@ def _node(model: LabModel, name: str, index: int, identity: Identity, lines: Lin
         ipv4=identity.ipv4,
         ipv6=identity.ipv6,
         cpus=value("cpus") or (),
-        memory=memory,
+        memory=KINDS[kind].memory if memory is None else memory,
         interface=value("interface"),
         bridge=value("bridge"),
         mtu=model.network.mtu,
         offload=value("offload"),
         poll_us=model.fabric.poll_us if poll_us is None else poll_us,
+        **special,
     )
+
+
+_SPECIAL: Final = ("root", "image", "kernel", "trusted_userland", "socket", "owner")
+
+
+def _special(model: LabModel, name: str, kind: str, lines: LineMap) -> dict[str, Any]:
+    """What a node says that not all kinds have; from ``defaults`` only what its kind has."""
+    node, known = model.nodes[name], KINDS[kind].keys
+    for key in _SPECIAL:
+        if key in node.model_fields_set and key not in known:
+            others = " or ".join(other for other, spec in KINDS.items() if key in spec.keys)
+            problem = f"a node of kind {kind} has no {key}"
+            remedy = f"leave {key} out, or write 'kind: {others}'"
+            raise lines.error(("nodes", name, key), problem, remedy)
+    found: dict[str, tuple[Any, Path]] = {
+        key: _source(model, name, key) for key in _SPECIAL if key in known
+    }
+    values: dict[str, Any] = {key: value for key, (value, _) in found.items()}
+    if values.get("image"):
+        for key in ("root", "kernel"):
+            value, path = found[key]
+            if value != NodeModel.model_fields[key].default:
+                problem = f"a node that boots the image {values['image']} has no {key} besides it"
+                raise lines.error(path, problem, f"leave {key} out, or image")
+        values["image"] = _beside(lines.file, values["image"])
+    if values.get("socket"):
+        values["socket"] = _beside(lines.file, values["socket"])
+    if values.get("root", ROOT) != ROOT:
+        values["root"] = _beside(lines.file, values["root"])
+    return values
+
+
+def _beside(file: str, path: str) -> str:
+    """A path that stands in a lab file, absolute."""
+    base = FilePath() if file == MEMORY else FilePath(file).parent
+    return os.path.normpath((base / FilePath(path).expanduser()).absolute())
 
 
 _CAP_SYS_RESOURCE: Final = 24
@@ -356,6 +413,7 @@ def check_machine(plan: LabPlan, machine: MachineFacts) -> None:
     """
     for node in plan.nodes:
         _check_cpus(plan, node, machine)
+        _check_files(plan, node)
     _check_memory(plan, machine)
     if plan.descriptors > machine.descriptors:
         problem = (
@@ -382,6 +440,22 @@ def _check_cpus(plan: LabPlan, node: NodePlan, machine: MachineFacts) -> None:
             f"this machine has no {what} {format_cpu_list(absent)}",
             f"choose from {format_cpu_list(machine.cpus)}, or leave cpus out for all",
         )
+
+
+def _check_files(plan: LabPlan, node: NodePlan) -> None:
+    """A guest's root is a directory, its image a file, and both can be read."""
+    wanted = [("root", node.root, "directory")] if node.root != ROOT else []
+    if node.image is not None:
+        wanted.append(("image", node.image, "file"))
+    for key, path, what in wanted:
+        place = _written(plan, node, key)
+        if not os.path.exists(path):
+            raise plan.lines.error(place, f"there is no {path}", "check the path")
+        if os.path.isdir(path) != (what == "directory"):
+            raise plan.lines.error(place, f"{path} is no {what}", f"name a {what}")
+        if not os.access(path, os.R_OK):
+            remedy = f"run 'chmod +r {path}', or use sudo"
+            raise plan.lines.error(place, f"no permission to read {path}", remedy)
 
 
 def _check_memory(plan: LabPlan, machine: MachineFacts) -> None:

@@ -152,11 +152,11 @@ class Server:
         others = [m for m in engine.members.values() if m is not member]
         place = {"index": index, "mac": member.spec.mac, "peers": len(others), "lab": engine.lab_id}
         conn.settimeout(_SEND_S)
-        protocol.send(conn, {"result": place | {"capacity": engine.capacity}})
+        protocol.send(conn, {"result": place | {"capacity": engine.regions.capacity}})
         opening = wire.open_message(member.spec, regions.slots, regions.layout_code, 0, 0)
         _send_fds(conn, opening, regions.open_fds(index))
         for other in others:
-            data = wire.add_peer_message(other.spec, engine.capacity)
+            data = wire.add_peer_message(other.spec, engine.regions.capacity)
             _send_fds(conn, data, regions.peer_fds(index, other.spec.index))
         conn.setblocking(False)
 

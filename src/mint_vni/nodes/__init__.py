@@ -15,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mint_vni.errors import NodeError
-from mint_vni.nodes import cgroup
+from mint_vni.nodes import cgroup, files
 from mint_vni.nodes.base import Device, Facts, Node, NodeContext
+from mint_vni.nodes.external import ExternalNode
 from mint_vni.nodes.netns import NetnsNode
 from mint_vni.nodes.proc import kill_process
+from mint_vni.nodes.qemu import QemuNode
 from mint_vni.nodes.ssh import SshMaterial
+from mint_vni.nodes.uml import UmlNode
 
 __all__ = [
     "KINDS",
@@ -28,13 +31,16 @@ __all__ = [
     "Node",
     "NodeContext",
     "SshMaterial",
+    "console_argv",
     "exec_argv",
     "ssh_argv",
     "undo",
 ]
 
 #: The kinds of nodes, by the name that lab files use.
-KINDS: Final[dict[str, type[Node]]] = {NetnsNode.kind: NetnsNode}
+KINDS: Final[dict[str, type[Node]]] = {
+    kind.kind: kind for kind in (NetnsNode, UmlNode, QemuNode, ExternalNode)
+}
 
 
 def exec_argv(
@@ -87,11 +93,26 @@ def ssh_argv(facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> l
     return _kind(facts).ssh_argv(facts, args, tty=tty)
 
 
+def console_argv(facts: Facts) -> list[str]:
+    """Return a command line that joins the caller's terminal to a node's console.
+
+    What its kernel and its first process say is there, and behind Enter a shell; Ctrl-] leaves.
+
+    Args:
+        facts: What `Node.describe` returned.
+
+    Raises:
+        NodeError: The node has ended, or is of a kind without a console.
+        PlatformError: A program that this takes is not installed.
+    """
+    return _kind(facts).console_argv(facts)
+
+
 def undo(kind: str, data: Mapping[str, Any], lab_id: str, deadline: float) -> None:
     """Undo what a node's entry in the journal says, for a lab whose supervisor is gone.
 
     Safe to repeat, and for entries whose object has gone or never was made. Go through the entries
-    of kind "process" first, then "cgroup", then "cgroup-control"; other kinds are ignored.
+    of kind "process" first, then "file", "cgroup", "cgroup-control"; other kinds are ignored.
 
     Args:
         kind: What was journalled.
@@ -106,6 +127,8 @@ def undo(kind: str, data: Mapping[str, Any], lab_id: str, deadline: float) -> No
         # Its id and its time of start tell this process from every other one.
         if not kill_process(data["pid"], data["start"], deadline):
             raise NodeError(f"process {data['pid']} could not be ended; look at it with ps")
+    elif kind == "file":
+        files.remove(data)
     else:
         cgroup.undo(kind, data, lab_id, deadline)
 

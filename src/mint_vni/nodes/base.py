@@ -100,6 +100,7 @@ class Node(ABC):
         kind: The kind's name in lab files.
         attachment: How its interface is joined to its port: ``tap`` or ``vhost-user``.
         ready_seconds: A node that is not ready after so long has failed.
+        has_sshd: Whether the lab's ssh keys are for it, too.
         revivable: Whether it can be started again, by `revive`, when it has ended by itself.
         plan: What the node is to be.
         pid: Process id, on the host, of the process that the node's life hangs on; 0 before
@@ -112,7 +113,8 @@ class Node(ABC):
 
     kind: ClassVar[str]
     attachment: ClassVar[str]
-    ready_seconds: ClassVar[float] = 30.0
+    ready_seconds: float = 30.0
+    has_sshd: ClassVar[bool] = True
     revivable: ClassVar[bool] = False
 
     def __init__(self, plan: NodePlan, context: NodeContext) -> None:
@@ -227,3 +229,11 @@ class Node(ABC):
     @abstractmethod
     def ssh_argv(cls, facts: Facts, args: Sequence[str], *, tty: bool | None = None) -> list[str]:
         """Return a command line that runs ssh into a node; see `mint_vni.nodes`."""
+
+    @classmethod
+    def console_argv(cls, facts: Facts) -> list[str]:
+        """Return a command line that joins a terminal to a node's console; see `mint_vni.nodes`."""
+        raise NodeError(
+            f"node {facts['name']} is of kind {facts['kind']}, which has no console; "
+            f"try 'mint exec {facts['name']}'"
+        )

@@ -18,7 +18,7 @@ from mint_vni.nodes.proc import process_start_time
 from mint_vni.nodes.programs import find_program, search_path
 from mint_vni.nodes.ssh import client_options, shell_command
 
-__all__ = ["exec_argv", "ssh_argv"]
+__all__ = ["exec_argv", "kept_variables", "ssh_argv"]
 
 _SCRIPT: Final = Path(__file__).with_name("_enter_tty.py")
 
@@ -114,6 +114,10 @@ def _root() -> tuple[str, str]:
 
 def _environment(home: str, shell: str) -> dict[str, str]:
     """Return the variables for a program in a node."""
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     own = {"HOME": home, "USER": "root", "LOGNAME": "root", "SHELL": shell}
-    return {"PATH": search_path(), **own, **kept}
+    return {"PATH": search_path(), **own, **kept_variables()}
+
+
+def kept_variables() -> dict[str, str]:
+    """Return what a program in a node gets to know of the caller's environment."""
+    return {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}

@@ -46,6 +46,7 @@ from mint_vni.errors import NodeError, PlatformError
 from mint_vni.nodes import enter
 from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.cgroup import NodeCgroup
+from mint_vni.nodes.etc import etc_files
 from mint_vni.nodes.memlog import make_log, open_log, read_log
 from mint_vni.nodes.proc import (
     in_netns,
@@ -77,13 +78,6 @@ _LOG_FDS: Final = {"node": 2, "sshd": 3}
 
 _ACCEPT_DAD: Final = "/proc/sys/net/ipv6/conf/{}/accept_dad"
 _DISABLE_IPV6: Final = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
-
-_HOSTS_HEAD: Final = """\
-127.0.0.1 localhost
-::1 localhost ip6-localhost ip6-loopback
-ff02::1 ip6-allnodes
-ff02::2 ip6-allrouters
-"""
 
 
 class NetnsNode(Node):
@@ -162,13 +156,7 @@ class NetnsNode(Node):
     def _request(self, sshd_log: int) -> dict[str, Any]:
         """Say what the script is to make; see `mint_vni.nodes._netns_init`."""
         plan = self.plan
-        etc = {
-            "/etc/hosts": (0o644, _hosts(self.context.hosts)),
-            "/etc/hostname": (0o644, f"{plan.name}\n"),
-            # What the host allows its own services to talk to does not bind the node's.
-            "/etc/hosts.allow": (0o644, ""),
-            "/etc/hosts.deny": (0o644, ""),
-        }
+        etc = etc_files(plan.name, self.context.hosts)
         return {
             "name": plan.name,
             "cgroups": self._cgroup.node_procs,
@@ -441,10 +429,6 @@ def _spawn(theirs: socket.socket, logs: Mapping[str, int]) -> subprocess.Popen[b
         cwd="/",
         start_new_session=True,
     )
-
-
-def _hosts(entries: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
-    return _HOSTS_HEAD + "".join(f"{address} {' '.join(names)}\n" for address, names in entries)
 
 
 def _banner_refusal(deadline: float) -> str | None:

@@ -236,8 +236,13 @@ def memory_line(memory: Status) -> Text:
     return Text.assemble(
         ("memory  ", "bold"),
         f"packet buffers: {units.size(memory['reserved_bytes'])} reserved, "
-        f"{units.size(memory['committed_bytes'])} committed; "
-        f"control regions: {units.size(memory['control_bytes'])}",
+        f"{units.size(memory['committed_bytes'])} committed"
+        + (
+            f" (given back when idle: {units.count(n)} times); "
+            if (n := memory["reclaims"])
+            else "; "
+        )
+        + f"control regions: {units.size(memory['control_bytes'])}",
     )
 
 

@@ -82,6 +82,16 @@ class _Queue:
     started: bool = False
     enabled: bool = False
 
+    def release_worker(self) -> None:
+        """Take what waits in the call descriptor.
+
+        An eventfd is one file for all who have it: the guest can fill it and undo O_NONBLOCK, and
+        then the worker's signal waits, also when the guest is gone. RWF_NOWAIT: so that ours can't.
+        """
+        if self.call is not None:
+            with contextlib.suppress(OSError):
+                os.preadv(self.call, [bytearray(8)], -1, os.RWF_NOWAIT)
+
     def close(self) -> None:
         for fd in (self.kick, self.call, self.err):
             if fd is not None:
@@ -176,6 +186,8 @@ class VhostDevice:
 
     def reset(self) -> None:
         """Forget the guest: it disconnected."""
+        for queue in self._queues:
+            queue.release_worker()
         self._with_link(WorkerLink.clear)
         self._drop_memory()
         for queue in self._queues:
@@ -206,8 +218,7 @@ class VhostDevice:
                 queue.enabled = True
         if self._link is not None:
             self._link.features(features)
-            for index in range(QUEUES):
-                self._run(index)
+            self._run_all()
 
     def _reset_owner(self, payload: bytes, _fds: list[int]) -> None:
         _expect_empty(payload)
@@ -223,7 +234,13 @@ class VhostDevice:
         self._drop_memory()
         self._memory = list(zip(regions, fds, strict=True))
         fds.clear()
-        self._tell_memory()
+        try:
+            self._tell_memory()
+        except LinkError as error:
+            if error.errno is not None:  # not kept: no later worker would take it either
+                self._drop_memory()
+                self._with_link(WorkerLink.clear)
+            raise
 
     def _set_vring_num(self, payload: bytes, _fds: list[int]) -> None:
         state = VringState.parse(payload)
@@ -384,8 +401,18 @@ class VhostDevice:
         self._link.clear()
         for region, fd in self._memory:
             self._link.memory(region, fd)
+        self._run_all()
+
+    def _run_all(self) -> None:
+        """Have the worker serve what queues there are.
+
+        One that it refuses waits for another address, and is not the fault of what was said last.
+        """
         for index in range(QUEUES):
-            self._run(index)
+            try:
+                self._run(index)
+            except LinkError as error:
+                self._worker_failed(error)
 
     def _run(self, index: int) -> None:
         """Have the worker serve a queue, if all of it is known."""

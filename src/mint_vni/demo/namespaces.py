@@ -1,20 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job, shown: two Linuxes, joined by nothing but shared memory; what ``make demo`` runs.
-
-Every step is an unmodified program that a user would run, and its output is checked here. The
-figures are measured beside a veth pair in the same run, turn by turn.
-"""
+"""First act: two Linuxes on the host's kernel, measured beside a veth pair, turn by turn."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mint_vni.bench import iperf, veth
@@ -22,11 +13,8 @@ from mint_vni.bench.frames import Frames
 from mint_vni.bench.noise import Spread, machine
 from mint_vni.bench.part import run, settings_of
 from mint_vni.bench.result import Result
-from mint_vni.errors import MintError, NodeError
+from mint_vni.demo.stage import address, demand, out, step
 from mint_vni.lab import Lab
-from mint_vni.lab.paths import lab_dir
-from mint_vni.lab.process import Process
-from mint_vni.nodes.proc import process_start_time
 
 _FILE_BYTES = 64 << 20
 _FILE = "/run/demo-file"  # each node has a /run of its own
@@ -34,16 +22,8 @@ _REPETITIONS = 3
 _SECONDS = 2.0
 _PAPER = {"TCP": 10.51, "UDP": 78.79}  # table 2 of the paper, Gbps
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
-
-def _cpus() -> tuple[int, int]:
-    """Two CPUs, one a node as in the paper; the same twice where there is only one."""
-    allowed = sorted(os.sched_getaffinity(0))
-    return allowed[0], allowed[min(1, len(allowed) - 1)]
-
-
-def _lab(cpus: tuple[int, int]) -> dict[str, Any]:
+def lab(cpus: tuple[int, int]) -> dict[str, Any]:
     """examples/pair.yaml under a name of its own, with this machine's CPUs."""
     return {
         "lab": "demo",
@@ -70,9 +50,9 @@ class Demo:
     def log_in(self) -> None:
         """OpenSSH from a to b."""
         name = self.a.run(["ssh", "b", "hostname"]).stdout.strip()
-        _demand(name == "b", f"ssh b hostname printed {name!r}")
+        demand(name == "b", f"ssh b hostname printed {name!r}")
         version = self.a.run(["ssh", "-V"]).stderr.strip()
-        _step(f"a$ ssh b hostname  ->  {name}    ({version}, unmodified)")
+        step(f"a$ ssh b hostname  ->  {name}    ({version}, unmodified)")
 
     def copy(self) -> None:
         """A file with scp, and its hash on both sides."""
@@ -82,31 +62,31 @@ class Demo:
         self.a.run(["scp", "-q", _FILE, f"b:{_FILE}"])
         seconds = time.monotonic() - begin
         sums = [node.run(["sha256sum", _FILE]).stdout.split()[0] for node in (self.a, self.b)]
-        _demand(sums[0] == sums[1], f"SHA-256 differ: {sums}")
+        demand(sums[0] == sums[1], f"SHA-256 differ: {sums}")
         self.payload += _FILE_BYTES
-        _step(f"a$ scp file b:  ->  {mib} MiB in {seconds:.1f} s, SHA-256 equal: {sums[0][:16]}...")
+        step(f"a$ scp file b:  ->  {mib} MiB in {seconds:.1f} s, SHA-256 equal: {sums[0][:16]}...")
 
     def ping(self) -> None:
         """Both families."""
         for family, label in (("-4", "IPv4"), ("-6", "IPv6")):
             args = ["ping", family, "-q", "-c", "20", "-i", "0.01", "b"]
             lines = self.a.run(args).stdout.splitlines()
-            _demand(any(" 0% packet loss" in line for line in lines), f"{label}: {lines}")
-            _step(f"a$ ping {family} b  ->  {lines[-2].split(',')[2].strip()}, {lines[-1].strip()}")
+            demand(any(" 0% packet loss" in line for line in lines), f"{label}: {lines}")
+            step(f"a$ ping {family} b  ->  {lines[-2].split(',')[2].strip()}, {lines[-1].strip()}")
 
     def alone(self) -> None:
         """The nodes have no other way to each other."""
         for node in (self.a, self.b):
             links = set(node.run(["ls", "/sys/class/net"]).stdout.split())
-            _demand(links == {"lo", "vni0"}, f"node {node.name} has interfaces {links}")
-        _step("a$ ls /sys/class/net  ->  lo vni0    (and the same in b: no other interface)")
+            demand(links == {"lo", "vni0"}, f"node {node.name} has interfaces {links}")
+        step("a$ ls /sys/class/net  ->  lo vni0    (and the same in b: no other interface)")
 
     def measure(self) -> dict[str, dict[str, list[iperf.Flow]]]:
         """iperf3 over the fabric and over veth, in turns."""
         flows: dict[str, dict[str, list[iperf.Flow]]] = {"TCP": {}, "UDP": {}}
         with veth.VethPair(self.cpus) as pair:
             places: dict[str, tuple[Any, Any, str]] = {
-                "mint": (self.b.exec_argv, self.a.exec_argv, _address(self.lab, "b")),
+                "mint": (self.b.exec_argv, self.a.exec_argv, address(self.lab, "b")),
                 "veth": (
                     lambda args: pair.argv(1, args),
                     lambda args: pair.argv(0, args),
@@ -115,9 +95,9 @@ class Demo:
             }
             for turn in range(_REPETITIONS):
                 for protocol, results in flows.items():
-                    for name, (server, client, address) in places.items():
+                    for name, (server, client, target) in places.items():
                         flow = iperf.measure(
-                            server, client, address, seconds=_SECONDS, udp=protocol == "UDP"
+                            server, client, target, seconds=_SECONDS, udp=protocol == "UDP"
                         )
                         results.setdefault(name, []).append(flow)
                         self.payload += flow.bytes if name == "mint" else 0
@@ -126,7 +106,7 @@ class Demo:
                             if protocol == "UDP"
                             else f"{flow.retransmits} retransmissions"
                         )
-                        _step(
+                        step(
                             f"iperf3 {protocol} over {name}, {turn + 1} of {_REPETITIONS}:"
                             f" {flow.gbps:.2f} Gbps, {extra}"
                         )
@@ -149,27 +129,13 @@ class Demo:
             )
         out.print(table)
         forward = next(c for c in status["channels"] if c["from"] == "a")
-        _demand(
+        demand(
             forward["bytes"] >= self.payload,
             f"the applications sent {self.payload} bytes, the channel carried {forward['bytes']}",
         )
-        _step(
+        step(
             f"the applications received {self.payload:,} bytes of a's; the channel carried them all"
         )
-
-
-def _address(lab: Lab, name: str) -> str:
-    node = next(n for n in lab.status()["nodes"] if n["name"] == name)
-    return str(node["ipv4"]).partition("/")[0]
-
-
-def _demand(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise NodeError(f"the demonstration failed: {otherwise}")
-
-
-def _step(text: str) -> None:
-    out.print(f"  {text}", markup=False)
 
 
 def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: Result) -> Table:
@@ -197,53 +163,8 @@ def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: Result) -> Ta
     return table
 
 
-def _host() -> set[str]:
-    """What has a name on the host and is nobody's in particular: interfaces and mounts."""
-    links = {f"interface {p.name}" for p in Path("/sys/class/net").iterdir()}
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return links | {f"mount {line.split()[4]}" for line in mounts}
-
-
-class Belongings:
-    """What a lab has on the host, to be looked for when it is down."""
-
-    def __init__(self, lab: Lab) -> None:
-        """Note it while the lab is up."""
-        status = lab.status()
-        self._directory = lab_dir(lab.name)
-        self._id = status["id"]
-        pids = [status["supervisor"]["pid"], *(n["pid"] for n in status["nodes"])]
-        pids += [port["worker"]["pid"] for port in status["ports"]]
-        self._processes = [Process(pid, process_start_time(pid) or 0) for pid in pids]
-
-    def left(self) -> set[str]:
-        """What is still there."""
-        groups = {f"control group {p}" for p in Path("/sys/fs/cgroup").rglob(f"*{self._id}*")}
-        processes = {f"process {p.pid}" for p in self._processes if p.alive()}
-        files = {f"files {self._directory}"} if self._directory.exists() else set()
-        return groups | processes | files
-
-
-def _run(steps: Callable[[Lab, tuple[int, int]], None]) -> None:
-    cpus = _cpus()
-    before = _host()
-    begin = time.monotonic()
-    out.rule("[bold]Mint VNI: two Linuxes, one machine, shared memory between them")
-    with Lab.up(_lab(cpus), lambda text: _step(f"mint up: {text}")) as lab:
-        _step(f"ready after {time.monotonic() - begin:.2f} s")
-        belongings = Belongings(lab)
-        steps(lab, cpus)
-        _step("mint down")
-    left = (_host() - before) | belongings.left()
-    _demand(not left, f"left behind: {sorted(left)}")
-    _step("nothing is left: no interface, process, mount, control group or file")
-    out.print(
-        f"\nDone in {time.monotonic() - begin:.0f} s. Next: sudo .venv/bin/mint up"
-        " examples/pair.yaml"
-    )
-
-
-def _steps(lab: Lab, cpus: tuple[int, int]) -> None:
+def play(lab: Lab, cpus: tuple[int, int]) -> None:
+    """All steps, in order."""
     demo = Demo(lab, cpus)
     demo.alone()
     demo.log_in()
@@ -251,7 +172,7 @@ def _steps(lab: Lab, cpus: tuple[int, int]) -> None:
     demo.ping()
     flows = demo.measure()
     demo.counted()
-    _step("the packet buffers alone, process to process (mint bench frames)")
+    step("the packet buffers alone, process to process (mint bench frames)")
     settings = settings_of(
         Frames,
         repetitions=3,
@@ -269,20 +190,3 @@ def _steps(lab: Lab, cpus: tuple[int, int]) -> None:
     )
     facts = machine()
     out.print(f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}")
-
-
-def main(_args: Sequence[str] = ()) -> int:
-    """Run the demonstration; the exit status."""
-    try:
-        _run(_steps)
-    except MintError as error:
-        print(f"mint: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("mint: interrupted; everything was taken down", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
