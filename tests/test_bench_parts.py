@@ -91,7 +91,7 @@ def test_an_unknown_layout_is_named() -> None:
 
 
 def test_doorbells_and_frames_to_and_fro(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint_vni.bench.latency.KINDS", {})
+    monkeypatch.setattr("mint_vni.bench.ways.KINDS", ())
     result = quick("latency")
     good(result)
     bell = result.find(test="doorbell")

@@ -14,7 +14,6 @@ from mint_vni.bench.result import Key, Metric, Result
 from mint_vni.bench.runner import WAITING, Runner, Trips
 from mint_vni.bench.sockets import POLLING_US, opened, total
 from mint_vni.fabric.regions import LAYOUTS
-from mint_vni.lab.model import KINDS
 
 SIZES = (64, 256, 1024)
 INTERVALS = (0.01, 0.001, 0.0)  # seconds between two pings; 0: at once
@@ -95,6 +94,7 @@ class Latency(Part):
         super().__init__(settings)
         self._runner: Runner | None = None
         self.count = max(50, int(20_000 * settings.seconds))
+        self.kinds = ways.kinds_of(settings.option("kinds", None), quick=settings.quick)
 
     @property
     def runner(self) -> Runner:
@@ -126,7 +126,7 @@ class Latency(Part):
         """Doorbells, frames, nodes of each kind."""
         yield Group("doorbells", partial(_as_context, self._bell_cases))
         yield Group("frames", partial(_as_context, self._frame_cases))
-        for kind in KINDS:
+        for kind in self.kinds:
             yield Group(f"{kind} to {kind}", partial(self._nodes, kind))
 
     def _bell_cases(self) -> list[Case]:

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 
 from mint_vni.bench import iperf, ways
 from mint_vni.bench.iperf import Test
-from mint_vni.bench.part import Case, Group, Part
+from mint_vni.bench.part import Case, Group, Part, Settings
 from mint_vni.bench.result import Key, Metric, Result
-from mint_vni.lab.model import KINDS
 
 TESTS = (
     Test("TCP"),
@@ -96,6 +95,15 @@ class Sockets(Part):
     defaults: ClassVar[tuple[int, float]] = (5, 2.0)
     metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
+    def __init__(self, settings: Settings) -> None:
+        """Check what was asked for.
+
+        Raises:
+            PlatformError: a kind of node that there is not.
+        """
+        super().__init__(settings)
+        self.kinds = ways.kinds_of(settings.option("kinds", None), quick=settings.quick)
+
     def method(self) -> list[str]:
         """How it measures."""
         return [
@@ -109,7 +117,7 @@ class Sockets(Part):
 
     def groups(self) -> Iterator[Group]:
         """One for each ordered pair of kinds."""
-        for kinds in itertools.product(KINDS, KINDS):
+        for kinds in itertools.product(self.kinds, repeat=2):
             openers = self._ways(kinds)
             tests = QUICK_TESTS if self.settings.quick else TESTS
             yield Group(

@@ -28,12 +28,15 @@ from pyroute2 import IPRoute
 from mint_vni.bench.iperf import Place
 from mint_vni.bench.veth import ADDRESSES, Namespace, VethPair
 from mint_vni.errors import NodeError, PlatformError
-from mint_vni.lab import Lab
+from mint_vni.lab import Lab, model
 from mint_vni.nodes.proc import in_netns
 
 _DEADLINE = 10.0
 _numbers = itertools.count(1)
 Counters = dict[str, dict[str, int]]
+
+#: Kinds of nodes that programs can be run in: all but those that somebody else starts.
+KINDS = tuple(name for name, kind in model.KINDS.items() if "socket" not in kind.keys)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,18 @@ def address_of(lab: Lab, name: str) -> str:
 def counters_of(lab: Lab) -> Counters:
     """Of all ports, by name."""
     return {port["name"]: port["counters"] for port in lab.status()["ports"]}
+
+
+def kinds_of(asked: Sequence[str] | None, *, quick: bool) -> tuple[str, ...]:
+    """The kinds of nodes to measure.
+
+    Raises:
+        PlatformError: one that there is not.
+    """
+    for kind in asked or ():
+        if kind not in KINDS:
+            raise PlatformError(f"no kind of node {kind} to measure; use one of {', '.join(KINDS)}")
+    return tuple(asked or (KINDS[:1] if quick else KINDS))
 
 
 @contextmanager

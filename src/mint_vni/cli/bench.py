@@ -19,6 +19,10 @@ LayoutOption = Annotated[
     list[str] | None,
     typer.Option("--layout", metavar="LAYOUT", help="A layout of the fabric; may be repeated."),
 ]
+KindOption = Annotated[
+    list[str] | None,
+    typer.Option("--kind", metavar="KIND", help="Only nodes of this kind; may be repeated."),
+]
 RepetitionsOption = Annotated[
     int | None,
     typer.Option("--repetitions", min=1, max=1000, help="Measurements of each row."),
@@ -93,6 +97,7 @@ def frames(
 
 @app.command("sockets", help="iperf3 between nodes, beside a veth pair.")
 def sockets(
+    kind: KindOption = None,
     repetitions: RepetitionsOption = None,
     seconds: SecondsOption = None,
     cpus: CpusOption = None,
@@ -104,11 +109,20 @@ def sockets(
     Raises:
         MintError: This machine lacks something.
     """
-    _run("sockets", json, cpus, repetitions=repetitions, seconds=seconds, quick=quick)
+    _run(
+        "sockets",
+        json,
+        cpus,
+        kinds=_some(kind),
+        repetitions=repetitions,
+        seconds=seconds,
+        quick=quick,
+    )
 
 
 @app.command("latency", help="Round trips: frames, ping, TCP, UDP, doorbells.")
 def latency(
+    kind: KindOption = None,
     repetitions: RepetitionsOption = None,
     seconds: SecondsOption = None,
     cpus: CpusOption = None,
@@ -120,7 +134,15 @@ def latency(
     Raises:
         MintError: This machine lacks something.
     """
-    _run("latency", json, cpus, repetitions=repetitions, seconds=seconds, quick=quick)
+    _run(
+        "latency",
+        json,
+        cpus,
+        kinds=_some(kind),
+        repetitions=repetitions,
+        seconds=seconds,
+        quick=quick,
+    )
 
 
 @app.command("isolation", help="What a neighbour does to the traffic of two others.")
