@@ -31,7 +31,10 @@
 #define SPIN_PAUSES_MAX 16u           /* longest pause between two looks at shared memory */
 #define YIELDS_PER_LOOK 4u            /* yields between two looks at the watched descriptors */
 #define SOMEBODY_RAN_NS 2000u         /* a yield that takes longer gave the core to somebody */
-#define SPIN_LEAST_NS 2000u           /* shortest spin worth its while */
+#define CROWDED_NS 150000u          /* one that takes longer gave it to somebody who wants it all */
+#define CROWDED_LEAST_NS 1000000ull /* then the core counts as crowded for so long, at first, */
+#define CROWDED_MOST_NS 32000000ull /* and for so long at most */
+#define SPIN_LEAST_NS 2000u         /* shortest spin worth its while */
 
 static int watch(struct mint_port *port, int fd, uint32_t event, uint32_t how)
 {
@@ -207,10 +210,24 @@ static void count_spin(struct mint_port *port, uint64_t ns, int events)
         bump_port(port, MINT_PORT_POLL_HITS, 1);
 }
 
+/* Somebody else computes on this core: do not spin for a while, each time for longer. */
+static void count_crowd(struct mint_port *port, uint64_t now)
+{
+    port->crowded_ns *= 2;
+    if (port->crowded_ns < CROWDED_LEAST_NS)
+        port->crowded_ns = CROWDED_LEAST_NS;
+    else if (port->crowded_ns > CROWDED_MOST_NS)
+        port->crowded_ns = CROWDED_MOST_NS;
+    port->crowded_until = now + port->crowded_ns;
+}
+
 /*
  * Spin where the core is shared with the applications whose frames are waited for: keeping it
  * would keep them from making any. Let them run, and look again when the core comes back; then
  * there is likely a batch of frames where waking for each would have found one.
+ *
+ * But one that yields is not let in before its turn, as one that is woken is: where somebody else
+ * computes, the core comes back after milliseconds. There it does not spin for a while.
  */
 static int spin_yielding(struct mint_port *port, uint64_t span)
 {
@@ -220,6 +237,7 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
     for (uint32_t i = 1; !events && spun < span; i++) {
         if (pending(port)) {
             events = (int)MINT_EV_BELL;
+            port->crowded_ns /= 2;
             break;
         }
         if (i % YIELDS_PER_LOOK == 0)
@@ -230,6 +248,8 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
         if (now - before > SOMEBODY_RAN_NS) {
             events |= (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
             spun += SOMEBODY_RAN_NS; /* what others ran for is no cost of polling; the look is */
+            if (now - before > CROWDED_NS)
+                count_crowd(port, now);
         } else {
             spun += now - before;
         }
@@ -394,6 +414,11 @@ static int spin_first(struct mint_port *port, uint64_t *span, int64_t timeout_ns
 {
     bool for_nothing = port->activity == port->spun_at;
 
+    if (port->crowded_until) {
+        if (now_ns() < port->crowded_until)
+            return 0;
+        port->crowded_until = 0;
+    }
     if (for_nothing && port->slept)
         adapt(port, span, UINT64_MAX);
     if (!for_nothing || port->slept)
