@@ -165,7 +165,7 @@ static int on_add_peer(struct mint_worker *w, const struct mint_msg *m, const in
     static const int wanted[] = {4, 2, 3}; /* by layout */
     int err;
 
-    if (!w->port || n != wanted[w->open.port.layout])
+    if (!w->port || n < 2 || n != wanted[w->open.port.layout])
         return -EINVAL;
     c.ctl_fd = fds[0];
     c.tx_fd = n == 4 ? fds[1] : -1;

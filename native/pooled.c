@@ -23,7 +23,7 @@
  *
  * Receivers complete in order, so the tail of each is all there is to look at. Doing that costs a
  * miss on a line of the receiver's: it is done for a few lanes in turn each time that the pool is
- * searched for a run (some 85 frames of 1500 bytes), for all of them when that finds nothing, and
+ * searched for a run (some 170 frames of 1500 bytes), for all of them when that finds nothing, and
  * for one when its ring or its share is full.
  *
  * The share. Half of the pool is divided into equal parts, one for each other port that the fabric
@@ -54,35 +54,31 @@
 
 /* --- what is in use -------------------------------------------------------------------------- */
 
-/* The buffer that a descriptor of ours stands for; MINT_STOCK_NONE: it is in use by nobody. */
-static uint32_t buffer_of(const struct mint_lane *lane, uint64_t pos)
-{
-    const struct mint_stock *s = &lane->of->stock;
-    uint32_t block = MINT_DESC_BLOCK(load_relaxed(&lane->desc[RING_AT(pos)]));
-
-    return block < s->blocks && s->extent[block].refs ? block : MINT_STOCK_NONE;
-}
-
 /* Drop the references of the descriptors up to `to`; neighbours are freed with one stroke. */
 static void give_back(struct mint_lane *lane, uint64_t to)
 {
     struct mint_stock *s = &lane->of->stock;
+    struct mint_extent *const extent = s->extent;
+    mint_a64 *const desc = lane->desc;
+    const uint32_t blocks = s->blocks;
     uint32_t from = 0, end = 0, used = 0;
 
     for (uint64_t at = lane->settled; at != to; at += MINT_LINE) {
-        uint32_t block = buffer_of(lane, at);
+        uint32_t block = MINT_DESC_BLOCK(load_relaxed(&desc[RING_AT(at)]));
+        struct mint_extent e;
 
-        if (block == MINT_STOCK_NONE)
-            continue;
-        used += s->extent[block].blocks;
-        if (--s->extent[block].refs)
+        if (block >= blocks || (e = extent[block]).refs == 0)
+            continue; /* not what we wrote */
+        used += e.blocks;
+        extent[block].refs = (uint16_t)(e.refs - 1);
+        if (e.refs > 1)
             continue;
         if (block != end) {
             if (from != end)
                 mint_stock_return(s, from, end);
             from = block;
         }
-        end = block + s->extent[block].blocks;
+        end = block + e.blocks;
     }
     if (from != end)
         mint_stock_return(s, from, end);
@@ -200,6 +196,16 @@ uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
     return sum;
 }
 
+struct mint_rec *mint_pooled_push_slow(struct mint_lane *lane, uint32_t len)
+{
+    uint32_t q = (uint32_t)(lane - lane->of->lanes);
+    struct mint_rec *rec = mint_pooled_reserve(lane->of, q, len);
+
+    if (rec)
+        mint_pooled_commit(lane->of, q, rec, len);
+    return rec;
+}
+
 bool mint_pooled_unused(struct mint_pooled *p)
 {
     settle_some(p, p->count);
@@ -269,6 +275,11 @@ static void share_out(struct mint_pooled *p, uint32_t blocks)
     p->common = (int32_t)(blocks / 2);
 }
 
+static bool capacity_ok(uint32_t bytes)
+{
+    return bytes >= MINT_CAP_MIN && bytes <= MINT_CAP_MAX && bytes % MINT_STOCK_PAGE == 0;
+}
+
 static int pooled_map(struct mint_pooled *p, int fd)
 {
     struct stat st;
@@ -278,8 +289,8 @@ static int pooled_map(struct mint_pooled *p, int fd)
         return -EPROTO;
     p->bytes = (size_t)st.st_size;
     capacity = p->bytes - MINT_STOCK_DATA_AT(p->slots);
-    if (p->bytes < MINT_STOCK_DATA_AT(p->slots) || capacity < MINT_CAP_MIN ||
-        capacity > MINT_CAP_MAX || capacity % MINT_STOCK_PAGE || mint_region_check(fd, p->bytes))
+    if (p->bytes < MINT_STOCK_DATA_AT(p->slots) || capacity > MINT_CAP_MAX ||
+        !capacity_ok((uint32_t)capacity) || mint_region_check(fd, p->bytes))
         return -EPROTO;
     p->map = mint_region_map(fd, p->bytes, true);
     if (!p->map)
@@ -364,7 +375,7 @@ int mint_lane_rx_map(struct mint_lane_rx *l, int fd, uint32_t self, uint32_t slo
     const struct mint_lane_ring *rings;
     int err;
 
-    if (capacity < MINT_CAP_MIN || capacity > MINT_CAP_MAX || capacity % MINT_STOCK_PAGE)
+    if (!capacity_ok(capacity))
         return -EINVAL;
     l->bytes = MINT_STOCK_BYTES(slots, capacity);
     err = mint_region_check(fd, l->bytes);

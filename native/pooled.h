@@ -13,9 +13,6 @@
 #include "stock.h"
 #include <stdbool.h>
 
-#define DESCS_A_LINE 8u
-#define AHEAD 3u
-
 /* struct mint_lane - the sending end of one channel; private to its process. */
 struct mint_lane {
     struct mint_ring_tx *tx; /* NULL: the peer is not there */
@@ -67,6 +64,7 @@ void mint_pooled_tx_close(struct mint_pooled *p, uint32_t q, bool gone);
 /* The slow paths of the inline functions below: they look again at those who can give room. */
 bool mint_lane_admits_now(struct mint_lane *lane, uint32_t need);
 uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need);
+struct mint_rec *mint_pooled_push_slow(struct mint_lane *lane, uint32_t len);
 
 /* Blocks of the common half that a lane has when it has `used` in all. */
 static inline uint32_t mint_lane_excess(const struct mint_pooled *p, uint32_t used)
@@ -83,15 +81,21 @@ static inline void mint_lane_use(struct mint_lane *lane, uint32_t used)
     lane->used = used;
 }
 
-/* mint_lane_admits() - whether the lane may take `need` more blocks, as far as was seen. */
-static inline bool mint_lane_admits(const struct mint_lane *lane, uint32_t need)
+/* Whether `need` more blocks are within the lane's share. */
+static inline bool mint_lane_share(const struct mint_lane *lane, uint32_t need)
 {
     const struct mint_pooled *p = lane->of;
     int32_t has = (int32_t)mint_lane_excess(p, lane->used);
     int32_t wants = (int32_t)mint_lane_excess(p, lane->used + need);
 
-    return mint_ring_room(lane->tx, MINT_LINE * (p->in_hand + 1)) &&
-           (wants == 0 || wants <= p->common + has - wants);
+    return wants == 0 || wants <= p->common + has - wants;
+}
+
+/* Whether the lane may take `need` more blocks, as far as was seen. */
+static inline bool mint_lane_admits(const struct mint_lane *lane, uint32_t need)
+{
+    return mint_ring_room(lane->tx, MINT_LINE * (lane->of->in_hand + 1)) &&
+           mint_lane_share(lane, need);
 }
 
 static inline bool mint_lane_may(struct mint_lane *lane, uint32_t need)
@@ -132,14 +136,16 @@ static inline uint32_t mint_pooled_block(const struct mint_pooled *p, const stru
 }
 
 /* Stage a descriptor; a reference to its buffer goes with it. */
+static inline void mint_lane_put(struct mint_lane *lane, struct mint_ring_tx *tx, uint32_t block,
+                                 uint32_t len)
+{
+    store_relaxed(&lane->desc[tx->off / MINT_LINE], MINT_DESC(block, len));
+    mint_ring_stage(tx, MINT_LINE);
+}
+
 static inline void mint_lane_stage(struct mint_lane *lane, uint32_t block, uint32_t len)
 {
-    uint32_t at = lane->tx->off / MINT_LINE;
-
-    store_relaxed(&lane->desc[at], MINT_DESC(block, len));
-    if (at % DESCS_A_LINE == 0) /* the next line was the receiver's last: have it here in time */
-        __builtin_prefetch(&lane->desc[(at + DESCS_A_LINE) % MINT_LANE_DESCS], 1);
-    mint_ring_stage(lane->tx, MINT_LINE);
+    mint_lane_put(lane, lane->tx, block, len);
     mint_lane_use(lane, lane->used + lane->of->stock.extent[block].blocks);
 }
 
@@ -152,6 +158,30 @@ static inline void mint_pooled_commit(struct mint_pooled *p, uint32_t q, const s
     mint_stock_trim(&p->stock, block, MINT_STOCK_BLOCKS_FOR(len));
     mint_lane_stage(&p->lanes[q], block, len);
     p->in_hand--;
+}
+
+/*
+ * mint_pooled_push() - reserve and commit in one: the record is staged, and to be filled with `len`
+ * bytes of frame before the next publish. Return: as mint_pooled_reserve().
+ */
+static inline struct mint_rec *mint_pooled_push(struct mint_ring_tx *tx, uint32_t len)
+{
+    struct mint_lane *lane = tx->lane;
+    struct mint_pooled *p = lane->of;
+    const uint32_t need = MINT_STOCK_BLOCKS_FOR(len), used = lane->used + need;
+    const uint32_t block = p->stock.run;
+    uint8_t *const data = p->data;
+
+    if (__builtin_expect(p->stock.run_end - block < need || used > p->part ||
+                             !mint_ring_room(tx, MINT_LINE * (p->in_hand + 1)),
+                         0))
+        return mint_pooled_push_slow(lane, len);
+    lane->used = used;
+    p->stock.run = block + need;
+    p->stock.free -= need;
+    p->stock.extent[block] = (struct mint_extent){.refs = 1, .blocks = (uint16_t)need};
+    mint_lane_put(lane, tx, block, len);
+    return (struct mint_rec *)(void *)(data + (size_t)block * MINT_STOCK_BLOCK);
 }
 
 /*
@@ -214,33 +244,6 @@ int mint_lane_rx_map(struct mint_lane_rx *l, int fd, uint32_t self, uint32_t slo
 void mint_lane_rx_unmap(struct mint_lane_rx *l);
 
 /*
- * Have what comes next on its way while this record is read: a buffer's place is known only from
- * its descriptor, which the processor cannot guess as it guesses the next line of a ring. What is
- * looked at here decides nothing.
- */
-static inline void mint_lane_look_ahead(const struct mint_lane_rx *l, const struct mint_ring_rx *r)
-{
-    uint64_t ready = r->head - r->next;
-
-    if (ready >= AHEAD * MINT_LINE) {
-        uint32_t at = (r->off / MINT_LINE + AHEAD - 1) % MINT_LANE_DESCS;
-        uint32_t block = MINT_DESC_BLOCK(load_relaxed(&l->desc[at]));
-
-        if (block < l->blocks) {
-            const uint8_t *rec = l->data + (size_t)block * MINT_STOCK_BLOCK;
-
-            __builtin_prefetch(rec);
-            __builtin_prefetch(rec + MINT_LINE);
-        }
-    }
-    if (r->off % (DESCS_A_LINE * MINT_LINE) == 0 && ready > DESCS_A_LINE * MINT_LINE) {
-        uint32_t at = (r->off / MINT_LINE + DESCS_A_LINE) % MINT_LANE_DESCS;
-
-        __builtin_prefetch((const void *)(uintptr_t)&l->desc[at]);
-    }
-}
-
-/*
  * mint_lane_next() - the oldest unread record of a channel.
  * @len: receives its frame length
  * The descriptor is fetched once and checked. Return: NULL: none (or the channel was reset).
@@ -263,7 +266,6 @@ static inline const struct mint_rec *mint_lane_next(const struct mint_lane_rx *l
         return NULL;
     }
     mint_ring_step(r, MINT_LINE);
-    mint_lane_look_ahead(l, r);
     *len = n;
     return (const struct mint_rec *)(const void *)(l->data + (size_t)block * MINT_STOCK_BLOCK);
 }

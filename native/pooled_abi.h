@@ -23,10 +23,12 @@
 
 #include "abi.h"
 
-#define MINT_LANE_DESCS 512u                        /* descriptors of a channel */
-#define MINT_LANE_CAP (MINT_LANE_DESCS * MINT_LINE) /* its capacity, in the unit of positions */
-#define MINT_STOCK_BLOCK 128u                       /* bytes of a block */
+#define MINT_LANE_DESCS 512u  /* descriptors of a channel */
+#define MINT_LANE_CAP 32768u  /* its capacity, in the unit of positions */
+#define MINT_STOCK_BLOCK 128u /* bytes of a block */
 #define MINT_STOCK_PAGE 4096u
+
+_Static_assert(MINT_LANE_CAP == MINT_LANE_DESCS * MINT_LINE, "a line for each descriptor");
 
 /* Blocks that a record with a frame of `len` bytes takes; those of the largest: 513. */
 #define MINT_STOCK_BLOCKS_FOR(len) \

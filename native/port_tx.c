@@ -114,11 +114,27 @@ enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer,
     return MINT_DROPPED;
 }
 
+/* Layout pooled: room for a frame of `len` bytes that is staged already. */
+static struct mint_rec *push(struct mint_port *port, struct mint_peer *peer, uint32_t len)
+{
+    struct mint_rec *rec;
+
+    if (unlikely(peer->stalled) && mint_port_stalled(port, peer))
+        return NULL;
+    rec = mint_pooled_push(&peer->tx, len);
+    if (unlikely(!rec))
+        return NULL;
+    if (unlikely(peer->wait_since))
+        mint_port_found_room(port, peer);
+    mint_port_staged(port, peer, len);
+    return rec;
+}
+
 static enum mint_sent send_to(struct mint_port *port, struct mint_peer *peer,
                               const struct mint_vnet *vnet, const uint8_t *frame, uint32_t len,
                               bool may_wait)
 {
-    struct mint_rec *rec = reserve(port, peer, len);
+    struct mint_rec *rec = port->pooled ? push(port, peer, len) : reserve(port, peer, len);
 
     if (unlikely(!rec))
         return mint_port_no_room(port, peer, may_wait);
@@ -129,7 +145,8 @@ static enum mint_sent send_to(struct mint_port *port, struct mint_peer *peer,
         memset(&rec->vnet, 0, sizeof(rec->vnet));
     }
     memcpy(rec->frame, frame, len);
-    commit(port, peer, rec, len);
+    if (!port->pooled)
+        commit(port, peer, rec, len);
     return MINT_SENT;
 }
 
@@ -188,11 +205,11 @@ enum mint_sent mint_port_send(struct mint_port *port, const struct mint_vnet *vn
     if (!peer)
         peer = &ignored;
     dst = mint_port_lookup(port, frame);
-    if (dst < 0 && dst != MINT_DST_SELF && port->pooled)
-        return mint_port_send_once(port, vnet, frame, len, dst, peer);
     if (likely(dst >= 0)) {
         *peer = (uint32_t)dst;
         sent = send_to(port, port->peers[dst], vnet, frame, len, true);
+    } else if (port->pooled && dst != MINT_DST_SELF) {
+        return mint_port_send_once(port, vnet, frame, len, dst, peer);
     } else {
         sent = send_other(port, dst, vnet, frame, len, peer);
     }

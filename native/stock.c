@@ -20,7 +20,7 @@
 #include <stdlib.h>
 
 #define WORD 64u
-#define RUN (2u * MINT_STOCK_REC_BLOCKS)
+#define RUN (4u * MINT_STOCK_REC_BLOCKS)
 
 int mint_stock_init(struct mint_stock *s, uint32_t blocks)
 {

@@ -38,6 +38,8 @@
 #define SLICE_NS 100000u /* the least that the kernel takes */
 #define LOG_BURST 20u    /* lines a second; a peer can cause some of them */
 
+static void say(const char *fmt, va_list ap) __attribute__((format(printf, 1, 0)));
+
 /* One line in one write(): stdio would ask where its file stands, which the sandbox forbids. */
 static void say(const char *fmt, va_list ap)
 {

@@ -155,7 +155,9 @@ def start_uml(*words: str, device: str | None = None, user: int = NOBODY) -> Gue
     return guest
 
 
-def start_qemu(*words: str, memory: str = "512M", mac: str = MAC) -> Guest:
+def start_qemu(
+    *words: str, memory: str = "512M", mac: str = MAC, pass_fds: Sequence[int] = ()
+) -> Guest:
     """Boot QEMU under TCG, on the host's own root by virtiofs."""
     kernel, daemon = kernels.find("qemu"), kernels.virtiofsd()
     guest = Guest()
@@ -197,7 +199,7 @@ def start_qemu(*words: str, memory: str = "512M", mac: str = MAC) -> Guest:
     guest.watch_console(console_ours)
     guest.host.connect(exec_ours)
     guest.started = time.monotonic()
-    guest.spawn([*command, *words], cwd="/", pass_fds=(x, c), **options)
+    guest.spawn([*command, *words], cwd="/", pass_fds=(x, c, *pass_fds), **options)
     exec_theirs.close()
     console_theirs.close()
     return guest

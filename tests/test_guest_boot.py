@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import guest_boot
+from guest_bench import Host
 from guest_boot import Guest, start_qemu, start_uml
 from mint_vni import kernels
 from mint_vni.errors import MintError
@@ -304,6 +306,52 @@ def test_a_guest_that_cannot_be_set_up_says_why_and_ends(
         guest.processes[-1].wait(BOOT_SECONDS)
         until("it says why", lambda: b"cannot set the node up: mount" in guest.console)
         assert b"no-such" in guest.console
+
+
+def test_as_a_service_beside_another_init() -> None:
+    """What image nodes run: on a port of its own, with an init and an sshd that are not its."""
+    ours, theirs = socket.socketpair()
+    port = theirs.fileno()
+    words = (
+        "-chardev",
+        f"socket,id=two,fd={port}",
+        "-device",
+        "virtserialport,name=two,chardev=two",
+    )
+    reason = missing("qemu")
+    if reason:
+        pytest.skip(reason)
+    guest = start_qemu(*words, pass_fds=(port,))
+    theirs.close()
+    with contextlib.closing(guest), Host("second") as second:
+        second.connect(ours)
+        guest.host.until_ready(BOOT_SECONDS)
+        facts = guest.facts() | {"name": "second", "state_dir": str(second.directory)}
+        for _ in range(2):  # the second time with the rest of the first in the stream
+            service = subprocess.Popen(
+                argv.exec_argv(guest.facts(), [f"{GUEST_BIN}/mint-guest", "--service", "port:two"])
+            )
+            second.until_ready(BOOT_SECONDS)
+            line = argv.exec_argv(facts, ["sh", "-c", "hostname; exec yes"])
+            with subprocess.Popen(line, stdout=subprocess.PIPE) as running:
+                assert running.stdout is not None
+                assert running.stdout.readline() == b"b\n"
+                out(guest, "pkill -KILL -f 'mint-guest [-]-service'")
+                service.wait(10)
+                channel = second.channel
+                assert channel is not None
+                running.kill()
+            channel.ready = False  # nobody says so: the port stays open on this side
+        service = subprocess.Popen(
+            argv.exec_argv(guest.facts(), [f"{GUEST_BIN}/mint-guest", "--service", "port:two"])
+        )
+        second.until_ready(BOOT_SECONDS)
+        second.call(lambda: second.channel and second.channel.power())
+        assert guest.processes[-1].wait(20) == 0
+        service.wait(10)
+        assert second.channel is not None
+        assert guest.host.channel is not None
+        assert (second.channel.bye, guest.host.channel.bye) == ("power-off", "power-off")
 
 
 def test_a_python_program_runs(guest: Guest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import vhost_util
 from fabric_util import frame, wait_until
 from mint_vni.errors import ChannelFull, ReceiveTimeout
+from mint_vni.ports.vhost_user import link
 from mint_vni.testing import RX, TX, Feature, Request, VhostFrontend
 from mint_vni.testing.memory import GuestMemory
 from mint_vni.testing.protocol import mem_table, vring_state
@@ -44,7 +46,7 @@ def test_a_killed_worker_is_replaced_unnoticed(made: Bench, style: str) -> None:
     """Idle, in between, several times: same connection, same rings, same buffers."""
     with made.g.connect(style=style) as fe:
         for times in range(1, 4):
-            talk(made, fe)
+            before = talk(made, fe)
             made.g.kill_worker()
             if times > 1:  # noticed, or not yet
                 wait_until(lambda: not made.g.status()["linked"], "the loss is noticed")
@@ -52,7 +54,7 @@ def test_a_killed_worker_is_replaced_unnoticed(made: Bench, style: str) -> None:
             fe.send(sent)
             made.g.start_worker()
             assert made.x.recv(5) == sent
-            talk(made, fe)
+            talk(made, fe, repeats=[before])
             assert made.g.counters()["restarts"] == times
         assert made.g.status()["connections"] == 1
 
@@ -86,6 +88,26 @@ def test_a_worker_killed_under_load_loses_only_what_it_had(made: Bench) -> None:
         last = numbered(made.g.mac, h, count)
         g.send(last)
         assert other.recv().data == last
+
+
+def test_a_worker_that_is_late_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped for longer than anybody waits, while the guest says something; then it goes on."""
+    monkeypatch.setattr(link, "ANSWER_S", 0.1)
+    with vhost_util.bench(tmp_path, **PATIENT) as made, made.g.connect() as fe:
+        talk(made, fe)
+        for style in ("late", "later"):
+            os.kill(made.g.pid, signal.SIGSTOP)
+            fe.tell(Request.SET_VRING_ENABLE, vring_state(TX, 0))
+            fe.tell(Request.SET_VRING_ENABLE, vring_state(TX, 1))
+            if style == "later":
+                fe.stop()
+                fe.start()
+            fe.barrier()
+            assert made.g.status()["late"]
+            os.kill(made.g.pid, signal.SIGCONT)
+            wait_until(lambda: not made.g.status()["late"], "it has caught up")
+            talk(made, fe)
+        assert made.g.status()["linked"]
 
 
 def test_an_agent_may_have_no_worker_for_a_while(made: Bench) -> None:
@@ -213,10 +235,12 @@ def test_a_disabled_queue_carries_nothing(made: Bench) -> None:
 # ---------------------------------------------------------------------------- memory that changes
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("style", STYLES)
-def test_the_memory_table_is_sent_again(made: Bench, style: str) -> None:
+def test_the_memory_table_is_sent_again(tmp_path: Path, style: str, layout: str) -> None:
     """The same, and while frames are under way: the rings go on."""
-    with made.g.connect(style=style) as fe:
+    options = {"layout": layout} | PATIENT
+    with vhost_util.bench(tmp_path, **options) as made, made.g.connect(style=style) as fe:
         count = 400
         for number in range(0, count, 10):
             fe.send_many([numbered(made.g.mac, made.x.mac, number + i) for i in range(10)])

@@ -170,8 +170,8 @@ static void a_receiver_of_nonsense(void)
                                                 : nonsense_word(lane->tx->gen));
         for (uint32_t n = below(5); n; n--)
             sent += send_number(f, 1, 0, 60 + below(3000));
-        while (send_number(f, 2, number, 60 + below(3000)) && ++number % 7)
-            ;
+        for (uint32_t n = 0; n < 7 && send_number(f, 2, number, 60 + below(3000)); n++)
+            number++;
         while (below(20) && mint_port_recv(f->port[2], &v)) {
             check_frame(&v, expect++);
             mint_port_release(f->port[2], &v);

@@ -141,7 +141,7 @@ static void the_low_end_is_used(void)
         highest = at > highest ? at : highest;
         mint_stock_drop(&m->stock, at);
     }
-    CHECK(highest < 3 * MINT_STOCK_REC_BLOCKS, "block %u was used", highest);
+    CHECK(highest < 5 * MINT_STOCK_REC_BLOCKS, "block %u was used", highest);
     free_model(m);
 }
 

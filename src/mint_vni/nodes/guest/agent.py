@@ -104,6 +104,7 @@ class _Boot:
     stuck: bool = False
     unread: bytes = b""
     ready: bool = False
+    past: object = None  # what its init had said before it was reset
 
 
 @dataclass
@@ -169,7 +170,8 @@ class Agent:
             boot.stuck = True
             self._spawn(monitor.execute("quit"))
         elif boot.ready:
-            self.boot = _Boot(boot.number)
+            past = self._channel.hello if self._channel is not None else None
+            self.boot = _Boot(boot.number, past=past)
             monitor.resets = 0
         self._notice()
 
@@ -287,7 +289,9 @@ class Agent:
         return self._is_ready() or boot.panicked or boot.stuck or not self._console.open
 
     def _is_ready(self) -> bool:
-        return self._channel is not None and self._channel.ready
+        # After a reset the channel has nothing new to say until the guest's init does.
+        channel = self._channel
+        return channel is not None and channel.ready and channel.hello is not self.boot.past
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the guest.
@@ -326,7 +330,8 @@ class Agent:
         up = bool(request["up"])
         if self._monitor is not None:
             return {"done": await self._monitor.execute("set_link", name="vni", up=up)}
-        return {"done": False}
+        self._server.set_link(up)
+        return {"done": True}
 
     async def _op_stop(self, _request: dict[str, Any], _fds: list[int]) -> None:
         asyncio.get_running_loop().call_later(0.01, self._ended.set)

@@ -120,7 +120,6 @@ def user_data(plan: NodePlan, context: NodeContext) -> str:
         "disable_root": False,
         "ssh_pwauth": False,
         "ssh_deletekeys": True,
-        "ssh_genkeytypes": [],
         "ssh_keys": {
             "ed25519_private": ssh[host_key][1],
             "ed25519_public": ssh[f"{host_key}.pub"][1],
@@ -132,6 +131,7 @@ def user_data(plan: NodePlan, context: NodeContext) -> str:
             ["systemctl", "daemon-reload"],
             ["systemctl", "enable", "--now", "mint-guest.service"],
         ],
+        "locale": False,
         "package_update": False,
         "package_upgrade": False,
     }

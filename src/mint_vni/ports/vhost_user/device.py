@@ -371,6 +371,10 @@ class VhostDevice:
             self._link.close()
             self._link = None
 
+    def link_readable(self) -> None:
+        """The worker said something unasked: what it still owed, or that it has ended."""
+        self._with_link(WorkerLink.catch_up)
+
     @property
     def linked(self) -> bool:
         """Whether there is a worker."""
@@ -455,6 +459,7 @@ class VhostDevice:
             ],
             "link_up": self._link_up,
             "linked": self.linked,
+            "late": self._link is not None and self._link.late,
         }
 
 

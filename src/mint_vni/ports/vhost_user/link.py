@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node's agent tells its worker about the guest's queues: ``native/vhost.h``, in Python.
 
-Each message is answered; a worker that does not answer is taken for gone, and its successor is
-told everything anew. Calls block for as long as a worker takes to answer, which is microseconds.
+Each message is answered, in order. A worker that does not answer in time is late: it has the message all
+the same, and further ones are sent without waiting, until it has caught up. One that hung up or takes
+no more messages is gone, and its successor is told everything anew. Calls block for as long as a
+worker takes to answer, which is microseconds, or once for `ANSWER_S`.
 """
 
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -48,6 +51,8 @@ class WorkerLink:
         self._sock = sock
         self._sock.settimeout(ANSWER_S)
         self._seq = 0
+        #: Whether answers are outstanding that should have come.
+        self.late = False
         #: Called once before the socket is closed: for whoever watches its descriptor.
         self.before_close: Callable[[], object] | None = None
 
@@ -68,17 +73,70 @@ class WorkerLink:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        except OSError:
+            raise LinkError(what) from None
+        status = self._answer(kind, what)
+        if status is None:
+            self.late = True
+            if kind == _STOP:  # its answer is what was asked for
+                raise LinkError(what, errno.ETIMEDOUT)
+            return 0
+        self.late = False
+        if status < 0:
+            raise LinkError(what, -status)
+        return status
+
+    def _answer(self, kind: int, what: str) -> int | None:
+        """The status that answers the last message, past late ones; None: not in time."""
+        self._sock.settimeout(0 if self.late else ANSWER_S)
+        try:
+            while True:
+                seq, answered, status = self._receive(what)
+                if seq == self._seq:
+                    if answered != kind:
+                        raise LinkError(what)
+                    return status
+        except (TimeoutError, BlockingIOError):
+            return None
+        finally:
+            self._sock.settimeout(ANSWER_S)
+
+    def _receive(self, what: str) -> tuple[int, int, int]:
+        """Sequence number, type and status of the next answer.
+
+        Raises:
+            LinkError: The worker is gone.
+            TimeoutError, BlockingIOError: There is none.
+        """
+        try:
             answer = self._sock.recv(_SIZE + 1)
+        except (TimeoutError, BlockingIOError):
+            raise
         except OSError:
             raise LinkError(what) from None
         if len(answer) != _SIZE:
             raise LinkError(what)
         magic, answered, seq, status = _HEAD.unpack_from(answer)
-        if (magic, answered, seq) != (_MAGIC, kind, self._seq):
+        if magic != _MAGIC or seq > self._seq:
             raise LinkError(what)
-        if status < 0:
-            raise LinkError(what, -status)
-        return int(status)
+        return int(seq), int(answered), int(status)
+
+    def catch_up(self) -> None:
+        """Take late answers; for when the socket is readable though nothing was asked.
+
+        Raises:
+            LinkError: The worker is gone.
+        """
+        self._sock.settimeout(0)
+        try:
+            while True:
+                seq, _, _ = self._receive("stay")
+                if seq == self._seq:
+                    self.late = False
+        except (TimeoutError, BlockingIOError):
+            pass
+        finally:
+            self._sock.settimeout(ANSWER_S)
 
     def features(self, value: int) -> None:
         """Say which features were agreed upon."""

@@ -202,7 +202,7 @@ class VhostUserServer:
         """
         link = WorkerLink(sock)
         loop, fd = self._running(), link.fileno()
-        loop.add_reader(fd, self._device.unlink)  # it says nothing unasked: it has ended
+        loop.add_reader(fd, self._device.link_readable)
         link.before_close = lambda: loop.remove_reader(fd)
         self._device.link(link)
 
