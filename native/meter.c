@@ -70,12 +70,12 @@ static void ready(void)
     fflush(stdout);
 }
 
-static void pin(const char *cpu)
+static void pin(uint32_t cpu)
 {
     cpu_set_t set;
 
     CPU_ZERO(&set);
-    CPU_SET(number(cpu, CPU_SETSIZE - 1), &set);
+    CPU_SET(cpu, &set);
     if (sched_setaffinity(0, sizeof(set), &set) < 0)
         die("sched_setaffinity");
 }
@@ -369,6 +369,7 @@ static int burn(char **args)
 /* Two processes, each with its end of a pair of sockets. Return: this one's; *child: in the child. */
 static int two(const char *first, const char *second, bool *child)
 {
+    uint32_t cpus[2] = {number(first, CPU_SETSIZE - 1), number(second, CPU_SETSIZE - 1)};
     int fds[2];
     pid_t pid;
 
@@ -380,7 +381,7 @@ static int two(const char *first, const char *second, bool *child)
     *child = pid == 0;
     if (*child)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-    pin(*child ? second : first);
+    pin(cpus[*child]);
     close(fds[*child ? 0 : 1]);
     return fds[*child ? 1 : 0];
 }
