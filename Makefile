@@ -22,7 +22,7 @@ endif
 
 MADE = build .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
 
-.PHONY: help setup kernels demo test check format clean
+.PHONY: help setup kernels demo test check format bench-peers evaluation clean
 
 help:
 	@echo 'make setup   install what is missing, build, and put mint into $(VENV)/bin'
@@ -31,6 +31,8 @@ help:
 	@echo 'make test    set up, then run all tests (or some: TESTS=FILES, ARGS=OPTIONS)'
 	@echo 'make check   format, lint, strict types, C warnings as errors'
 	@echo 'make format  bring Python and C into the form that make check wants'
+	@echo 'make bench-peers  install what mint bench peers compares with'
+	@echo 'make evaluation   measure everything, write docs/evaluation/ (an hour; on a quiet machine)'
 	@echo 'make clean   remove what these made; Debian packages stay'
 
 setup:
@@ -53,6 +55,14 @@ check: setup
 
 format: setup
 	@bash scripts/format.sh
+
+# What `mint bench peers` compares with; none of it is needed for anything else.
+bench-peers: setup
+	@bash scripts/bench-peers.sh
+
+# The report that the repository holds. Nothing else should run meanwhile.
+evaluation: setup
+	@$(AS_ROOT) nice -n -19 $(VENV)/bin/mint bench report docs/evaluation
 
 clean:
 	@# What make test made as root, by sudo, needs root to go.

@@ -260,6 +260,7 @@ void mint_port_count(struct mint_port *port, enum mint_port_counter what)
 void mint_port_took(struct mint_port *port, uint32_t len)
 {
     port->activity++;
+    port->sent_last = true;
     bump_port(port, MINT_PORT_IN_FRAMES, 1);
     bump_port(port, MINT_PORT_IN_BYTES, len);
 }
