@@ -61,8 +61,9 @@ class Process:
 
     def __init__(self, args: tuple[str, ...], **options: Any) -> None:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # Whoever runs the tests may ignore SIGHUP (nohup does), and what is ignored is inherited.
-        plain = ["env", "--default-signal=HUP", *PROGRAM, *args]
+        # Whoever runs the tests may ignore SIGHUP (nohup) or SIGINT (a shell, for what it runs in the
+        # background), and what is ignored is inherited.
+        plain = ["env", "--default-signal=HUP,INT,TERM", *PROGRAM, *args]
         self.popen = subprocess.Popen(plain, text=True, **(pipes | options))
         assert self.popen.stdout is not None
         assert self.popen.stderr is not None
