@@ -148,7 +148,7 @@ static int walk_indirect(struct mint_gmem *m, const struct mint_vdesc *table, bo
 
     if (!count || table->len % sizeof(struct mint_vdesc) || table->flags & MINT_VDESC_NEXT)
         return -EPROTO;
-    for (uint32_t steps = 0; steps < count; steps++) {
+    for (uint32_t steps = 0; steps < count && steps < MINT_CHAIN_STEPS; steps++) {
         struct mint_vdesc d;
 
         if (i >= count || load_indirect(m, table->addr + 16ull * i, &d) < 0 ||
@@ -158,7 +158,7 @@ static int walk_indirect(struct mint_gmem *m, const struct mint_vdesc *table, bo
             return 0;
         i = d.next;
     }
-    return -EPROTO; /* it runs in a circle */
+    return -EPROTO; /* it runs in a circle, or is longer than any driver's */
 }
 
 int mint_vring_peek(const struct mint_vring *q, struct mint_gmem *m, uint16_t ahead, bool write,
@@ -169,7 +169,7 @@ int mint_vring_peek(const struct mint_vring *q, struct mint_gmem *m, uint16_t ah
     c->id = i;
     c->count = 0;
     c->bytes = 0;
-    for (uint32_t steps = 0; steps < q->size; steps++) {
+    for (uint32_t steps = 0; steps < q->size && steps < MINT_CHAIN_STEPS; steps++) {
         struct mint_vdesc d;
 
         if (i >= q->size)
@@ -183,7 +183,7 @@ int mint_vring_peek(const struct mint_vring *q, struct mint_gmem *m, uint16_t ah
             return 0;
         i = d.next;
     }
-    return -EPROTO; /* it runs in a circle */
+    return -EPROTO; /* it runs in a circle, or is longer than any driver's */
 }
 
 void mint_vring_used(struct mint_vring *q, uint16_t id, uint32_t len)

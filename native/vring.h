@@ -11,6 +11,7 @@
 
 #define MINT_VRING_SIZE_MAX 32768u /* section 2.7: a power of two up to this */
 #define MINT_CHAIN_SEGS 320u       /* pieces of memory in one chain, after cutting at regions */
+#define MINT_CHAIN_STEPS 1024u     /* descriptors in one chain, also those of no bytes */
 
 /* Section 2.7.5. */
 struct mint_vdesc {
