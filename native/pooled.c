@@ -28,7 +28,8 @@
  *
  * The share. Half of the pool is divided into equal parts, one for each other port that the fabric
  * has room for: what waits for a receiver may always come to its part. The other half is common:
- * beyond its part a receiver may have no more of it than it leaves to others (a dynamic threshold).
+ * beyond its part a receiver may have no more of it than it leaves to others (a dynamic threshold),
+ * but for one record while it has nothing else: so the longest fits into the smallest pool.
  * So one that stalls holds its part and half of the common half, a second one its part and a
  * quarter, and however many stall, and whoever comes last, each still has its part. A buffer counts
  * for each receiver that it waits for. A fabric of two ports has nobody to starve, and no share.
