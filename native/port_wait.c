@@ -138,8 +138,10 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         peer->deaf = true;
         return;
     }
-    if (!port->pool && mint_ring_tx_join(&peer->tx))
+    if (!port->pool && mint_ring_tx_join(&peer->tx)) {
+        mint_port_settle_tx(peer);
         mint_bell_ring(peer->bell); /* it opened its end, or reset it: say that we followed */
+    }
     if (peer_pending(port, peer) || (port->waiting && room_may_be(port, port->waiting)))
         return;
     bump(&peer->own->rx_counter[MINT_RX_SPURIOUS], 1);
