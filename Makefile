@@ -22,7 +22,7 @@ endif
 
 MADE = build .mypy_cache .pytest_cache .ruff_cache .hypothesis $(VENV)
 
-.PHONY: help setup kernels demo test check fuzz soak format clean
+.PHONY: help setup kernels demo test check fuzz soak format bench-peers evaluation clean
 
 help:
 	@echo 'make setup   install what is missing, build, and put mint into $(VENV)/bin'
@@ -33,6 +33,8 @@ help:
 	@echo 'make fuzz    fuzz every C parser, SECONDS each (default 600); findings in build/fuzz/crashes'
 	@echo 'make soak    mixed traffic under random faults for SECONDS; one line of figures'
 	@echo 'make format  bring Python and C into the form that make check wants'
+	@echo 'make bench-peers  install what mint bench peers compares with'
+	@echo 'make evaluation   measure everything, write docs/evaluation/ (an hour; on a quiet machine)'
 	@echo 'make clean   remove what these made; Debian packages stay'
 
 setup:
@@ -63,6 +65,14 @@ check: setup
 
 format: setup
 	@bash scripts/format.sh
+
+# What `mint bench peers` compares with; none of it is needed for anything else.
+bench-peers: setup
+	@bash scripts/bench-peers.sh
+
+# The report that the repository holds. Nothing else should run meanwhile.
+evaluation: setup
+	@$(AS_ROOT) nice -n -19 $(VENV)/bin/mint bench report docs/evaluation
 
 clean:
 	@# What make test made as root, by sudo, needs root to go.

@@ -7,13 +7,12 @@
  * (8 bytes after the Ethernet header), its length follows from the number, and its payload is a
  * stretch of a fixed pattern chosen by the number, so that the receiver can check every byte.
  */
-#include "bench.h"
-#include "port_internal.h"
+#include "bench_internal.h"
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 
-#define HEAD 22u /* Ethernet header and number */
+#define HEAD MINT_BENCH_HEAD
 #define PATTERN 131072u
 
 static uint64_t hash64(uint64_t x)
@@ -25,7 +24,7 @@ static uint64_t hash64(uint64_t x)
     return x ^ x >> 33;
 }
 
-static uint64_t cpu_now(void)
+uint64_t mint_bench_cpu(void)
 {
     struct timespec ts;
 
@@ -33,7 +32,7 @@ static uint64_t cpu_now(void)
     return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
-static uint8_t *new_pattern(void)
+uint8_t *mint_bench_pattern(void)
 {
     uint8_t *p = malloc(PATTERN);
 
@@ -45,7 +44,7 @@ static uint8_t *new_pattern(void)
     return p;
 }
 
-static uint32_t size_of(const struct mint_bench_config *c, uint64_t number)
+uint32_t mint_bench_size(const struct mint_bench_config *c, uint64_t number)
 {
     uint32_t span = c->size_max - c->size_min + 1;
 
@@ -57,13 +56,13 @@ static const uint8_t *payload_of(const uint8_t *pattern, uint64_t number)
     return pattern + hash64(~number) % (PATTERN - MINT_FRAME_MAX);
 }
 
-static void stamp(uint8_t *frame, const uint8_t *pattern, uint64_t number, uint32_t len)
+void mint_bench_stamp(uint8_t *frame, const uint8_t *pattern, uint64_t number, uint32_t len)
 {
     memcpy(frame + MINT_FRAME_MIN, &number, 8);
     memcpy(frame + HEAD, payload_of(pattern, number), len - HEAD);
 }
 
-static bool sizes_ok(const struct mint_bench_config *c)
+bool mint_bench_sizes_ok(const struct mint_bench_config *c)
 {
     uint32_t least = c->verify ? HEAD : MINT_FRAME_MIN;
 
@@ -72,7 +71,7 @@ static bool sizes_ok(const struct mint_bench_config *c)
 }
 
 /* The frames that are sent in turn. */
-static uint8_t *new_frames(const struct mint_bench_config *c, const uint8_t *pattern)
+uint8_t *mint_bench_frames(const struct mint_bench_config *c, const uint8_t *pattern)
 {
     uint8_t *frames = malloc((size_t)c->distinct * c->size_max);
 
@@ -120,12 +119,12 @@ static int send_all(struct mint_port *port, const struct mint_bench_config *c, u
 
     for (uint64_t i = 0; i < c->frames; i++) {
         uint8_t *f = frames + (size_t)turn * c->size_max;
-        uint32_t len = size_of(c, i);
+        uint32_t len = mint_bench_size(c, i);
         uint64_t since = 0;
         enum mint_sent sent;
 
         if (c->verify)
-            stamp(f, pattern, i, len);
+            mint_bench_stamp(f, pattern, i, len);
         while (unlikely((sent = mint_port_send(port, NULL, f, len, &peer)) == MINT_FULL)) {
             int err = await_room(port, c, peer, &since);
 
@@ -151,20 +150,20 @@ int mint_bench_send(struct mint_port *port, const struct mint_bench_config *c,
 {
     uint8_t *pattern = NULL, *frames = NULL;
     uint64_t cpu;
-    int err = sizes_ok(c) ? 0 : -EINVAL;
+    int err = mint_bench_sizes_ok(c) ? 0 : -EINVAL;
 
     memset(r, 0, sizeof(*r));
     if (!err) {
-        pattern = new_pattern();
-        frames = pattern ? new_frames(c, pattern) : NULL;
+        pattern = mint_bench_pattern();
+        frames = pattern ? mint_bench_frames(c, pattern) : NULL;
         err = frames ? 0 : -ENOMEM;
     }
     if (!err) {
-        cpu = cpu_now();
+        cpu = mint_bench_cpu();
         r->begin_ns = now_ns();
         err = send_all(port, c, frames, pattern, r);
         r->end_ns = now_ns();
-        r->cpu_ns = cpu_now() - cpu;
+        r->cpu_ns = mint_bench_cpu() - cpu;
     }
     free(frames);
     free(pattern);
@@ -172,8 +171,8 @@ int mint_bench_send(struct mint_port *port, const struct mint_bench_config *c,
 }
 
 /* Check one frame that was copied out. Return: its number, or the expected one when unreadable. */
-static void verify(const struct mint_bench_config *c, const uint8_t *pattern, const uint8_t *f,
-                   uint32_t len, uint64_t *expect, struct mint_bench_result *r)
+void mint_bench_verify(const struct mint_bench_config *c, const uint8_t *pattern, const uint8_t *f,
+                       uint32_t len, uint64_t *expect, struct mint_bench_result *r)
 {
     uint64_t number;
 
@@ -182,7 +181,7 @@ static void verify(const struct mint_bench_config *c, const uint8_t *pattern, co
         return;
     }
     memcpy(&number, f + MINT_FRAME_MIN, 8);
-    if (number >= c->frames || len != size_of(c, number) ||
+    if (number >= c->frames || len != mint_bench_size(c, number) ||
         memcmp(f + HEAD, payload_of(pattern, number), len - HEAD) != 0) {
         r->corrupted++;
         return;
@@ -231,7 +230,7 @@ static int recv_all(struct mint_port *port, const struct mint_bench_config *c, u
         r->bytes += v.len;
         mint_port_release(port, &v);
         if (c->verify)
-            verify(c, pattern, out, v.len, &expect, r);
+            mint_bench_verify(c, pattern, out, v.len, &expect, r);
         if (++held == c->batch) {
             mint_port_recycle(port);
             held = 0;
@@ -243,40 +242,19 @@ static int recv_all(struct mint_port *port, const struct mint_bench_config *c, u
 int mint_bench_recv(struct mint_port *port, const struct mint_bench_config *c,
                     struct mint_bench_result *r)
 {
-    uint8_t *out = malloc(MINT_FRAME_MAX), *pattern = new_pattern();
-    uint64_t cpu = cpu_now();
-    int err = !out || !pattern ? -ENOMEM : !sizes_ok(c) ? -EINVAL : 0;
+    uint8_t *out = malloc(MINT_FRAME_MAX), *pattern = mint_bench_pattern();
+    uint64_t cpu = mint_bench_cpu();
+    int err = !out || !pattern ? -ENOMEM : !mint_bench_sizes_ok(c) ? -EINVAL : 0;
 
     memset(r, 0, sizeof(*r));
     if (!err) {
         err = recv_all(port, c, out, pattern, r);
         r->end_ns = now_ns();
-        r->cpu_ns = cpu_now() - cpu;
+        r->cpu_ns = mint_bench_cpu() - cpu;
         mint_port_recycle(port);
         mint_port_gave(port, (uint32_t)r->frames, r->bytes);
     }
     free(out);
     free(pattern);
     return err;
-}
-
-uint64_t mint_bench_memcpy(uint64_t bytes, uint32_t rounds)
-{
-    uint8_t *a = malloc(bytes), *b = malloc(bytes);
-    uint64_t t = 0;
-
-    if (a && b && rounds) {
-        memset(a, 1, bytes);
-        memset(b, 2, bytes);
-        t = now_ns();
-        for (uint32_t i = 0; i < rounds; i++) {
-            memcpy(b, a, bytes);
-            /* The compiler must not see that nobody reads b. */
-            __asm__ __volatile__("" : : "r"(b) : "memory");
-        }
-        t = (now_ns() - t) / rounds;
-    }
-    free(a);
-    free(b);
-    return t;
 }

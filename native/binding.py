@@ -101,13 +101,26 @@ struct mint_bench_config {
 };
 struct mint_bench_result {
     uint64_t frames; uint64_t bytes; uint64_t dropped; uint64_t lost; uint64_t reordered;
-    uint64_t corrupted; uint64_t begin_ns; uint64_t end_ns; uint64_t cpu_ns;
+    uint64_t corrupted; uint64_t begin_ns; uint64_t end_ns; uint64_t cpu_ns; uint64_t received;
 };
+#define MINT_BENCH_TARGETS ...
+struct mint_bench_mix { uint32_t targets; uint8_t dst[...][6]; uint64_t expect; };
+enum mint_bench_stream { MINT_STREAM_READ, MINT_STREAM_WRITE, MINT_STREAM_COPY, ... };
 int mint_bench_send(struct mint_port *port, const struct mint_bench_config *config,
                     struct mint_bench_result *result);
 int mint_bench_recv(struct mint_port *port, const struct mint_bench_config *config,
                     struct mint_bench_result *result);
+int mint_bench_mixed(struct mint_port *port, const struct mint_bench_config *config,
+                     const struct mint_bench_mix *mix, struct mint_bench_result *result);
+int mint_bench_ask(struct mint_port *port, const struct mint_bench_config *config, uint32_t *ns);
+int mint_bench_answer(struct mint_port *port, const struct mint_bench_config *config);
+int mint_bench_bells(int fd, bool first, uint32_t rounds, uint32_t *ns);
+uint64_t mint_bench_ring(int ringer, int hearer, uint32_t rounds);
 uint64_t mint_bench_memcpy(uint64_t bytes, uint32_t rounds);
+uint8_t *mint_bench_area(uint64_t bytes);
+double mint_bench_streaming(enum mint_bench_stream kind, uint8_t *area, uint64_t bytes,
+                            uint64_t ns);
+void mint_port_share_core(struct mint_port *port);
 """
 
 SOURCE = """

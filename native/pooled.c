@@ -28,7 +28,8 @@
  *
  * The share. Half of the pool is divided into equal parts, one for each other port that the fabric
  * has room for: what waits for a receiver may always come to its part. The other half is common:
- * beyond its part a receiver may have no more of it than it leaves to others (a dynamic threshold).
+ * beyond its part a receiver may have no more of it than it leaves to others (a dynamic threshold),
+ * but for one record while it has nothing else: so the longest fits into the smallest pool.
  * So one that stalls holds its part and half of the common half, a second one its part and a
  * quarter, and however many stall, and whoever comes last, each still has its part. A buffer counts
  * for each receiver that it waits for. A fabric of two ports has nobody to starve, and no share.
@@ -104,6 +105,7 @@ static bool settle(struct mint_lane *lane)
     struct mint_ring_tx *tx = lane->tx;
 
     mint_ring_tx_refresh(tx, MINT_LINE);
+    mint_ring_tx_account(tx); /* now: nobody may send to this receiver for long */
     if (tx->tail - lane->settled > tx->head - lane->settled) {
         tx->tail = lane->settled; /* it takes back what it gave, or gives what it never had */
         store_release(&tx->own->tx_end, MINT_END(tx->gen, MINT_END_RESET));

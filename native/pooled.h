@@ -81,14 +81,18 @@ static inline void mint_lane_use(struct mint_lane *lane, uint32_t used)
     lane->used = used;
 }
 
-/* Whether `need` more blocks are within the lane's share. */
+/*
+ * Whether `need` more blocks are within the lane's share. A receiver that has nothing may have one
+ * record whatever it leaves of the common half: else a small pool could not carry the longest.
+ */
 static inline bool mint_lane_share(const struct mint_lane *lane, uint32_t need)
 {
     const struct mint_pooled *p = lane->of;
     int32_t has = (int32_t)mint_lane_excess(p, lane->used);
     int32_t wants = (int32_t)mint_lane_excess(p, lane->used + need);
 
-    return wants == 0 || wants <= p->common + has - wants;
+    return wants == 0 || wants <= p->common + has - wants ||
+           (lane->used == 0 && wants <= p->common);
 }
 
 /* Whether the lane may take `need` more blocks, as far as was seen. */

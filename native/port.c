@@ -143,7 +143,7 @@ int mint_port_open(struct mint_port **out, const struct mint_port_config *config
     port->config = *config;
     port->config.name[MINT_NAME_MAX - 1] = 0;
     port->mac_key = mint_mac_key(config->mac);
-    port->spin_ns = (uint64_t)config->poll_us * 1000u;
+    port->spin_ns[0] = port->spin_ns[1] = (uint64_t)config->poll_us * 1000u;
     port->epfd = port->control_fd = -1;
     err = port_setup(port, ctl_fd, pool_fd);
     if (err) {

@@ -86,9 +86,15 @@ struct mint_port {
     bool blocked;     /* the device takes no frames */
     const struct mint_waiter *waiter; /* the device, if it is one to be looked at; or NULL */
     uint64_t activity;                /* frames seen in either direction */
-    uint64_t spun_at;                 /* activity when the last spin began */
-    uint64_t spin_ns;                 /* how long to spin before sleeping now, 0 .. poll_us */
-    uint64_t cached_key;              /* the last look-up */
+    bool sent_last;                   /* the last of them was sent, not received */
+    bool slept;                       /* since the current wait began */
+    uint64_t spun_at;                 /* activity when it began */
+    uint64_t spun_ns;                 /* spun in it so far */
+    uint64_t crowded_ns;              /* for how long the core counts as crowded the next time */
+    uint64_t crowded_until;           /* others want the core: no spinning before; 0: they do not */
+    /* How long to spin before sleeping, 0 .. poll_us: after receiving [0], after sending [1]. */
+    uint64_t spin_ns[2];
+    uint64_t cached_key; /* the last look-up */
     int cached_dst;
     struct mint_macs macs;
 };

@@ -123,6 +123,7 @@ static bool accept_frame(struct mint_port *port, struct mint_peer *peer, struct 
     peer->rx_frames++;
     peer->rx_bytes += v->len;
     port->activity++;
+    port->sent_last = false;
     return true;
 }
 

@@ -260,20 +260,14 @@ void mint_port_count(struct mint_port *port, enum mint_port_counter what)
 void mint_port_took(struct mint_port *port, uint32_t len)
 {
     port->activity++;
+    port->sent_last = true;
     bump_port(port, MINT_PORT_IN_FRAMES, 1);
     bump_port(port, MINT_PORT_IN_BYTES, len);
 }
 
 void mint_port_settle_tx(struct mint_peer *peer)
 {
-    if (unlikely(peer->tx.lost)) {
-        bump(&peer->own->tx_counter[MINT_TX_DROP_RESET], peer->tx.lost);
-        peer->tx.lost = 0;
-    }
-    if (unlikely(peer->tx.rejoins)) {
-        bump(&peer->own->tx_counter[MINT_TX_RESETS], peer->tx.rejoins);
-        peer->tx.rejoins = 0;
-    }
+    mint_ring_tx_account(&peer->tx);
 }
 
 static void publish(struct mint_port *port)

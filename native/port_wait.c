@@ -34,7 +34,10 @@
 #define SPIN_PAUSES_MAX 16u             /* longest pause between two looks at shared memory */
 #define YIELDS_PER_LOOK 4u              /* yields between two looks at the watched descriptors */
 #define SOMEBODY_RAN_NS 2000u           /* a yield that takes longer gave the core to somebody */
-#define SPIN_LEAST_NS 2000u             /* shortest spin worth its while */
+#define CROWDED_NS 150000u          /* one that takes longer gave it to somebody who wants it all */
+#define CROWDED_LEAST_NS 1000000ull /* then the core counts as crowded for so long, at first, */
+#define CROWDED_MOST_NS 32000000ull /* and for so long at most */
+#define SPIN_LEAST_NS 2000u         /* shortest spin worth its while */
 
 static int watch(struct mint_port *port, int fd, uint32_t event, uint32_t how)
 {
@@ -153,6 +156,7 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         return;
     }
     if (!port->pool && mint_ring_tx_join(&peer->tx)) {
+        mint_port_settle_tx(peer);
         mint_bell_ring(peer->bell); /* it opened its end, or reset it: say that we followed */
         mint_port_blame(port, peer, JOIN_BAD);
     }
@@ -221,15 +225,30 @@ static void back_off(uint32_t *pauses)
 
 static void count_spin(struct mint_port *port, uint64_t ns, int events)
 {
+    port->spun_ns += ns;
     bump_port(port, MINT_PORT_POLL_NS, ns);
     if (events > 0)
         bump_port(port, MINT_PORT_POLL_HITS, 1);
+}
+
+/* Somebody else computes on this core: do not spin for a while, each time for longer. */
+static void count_crowd(struct mint_port *port, uint64_t now)
+{
+    port->crowded_ns *= 2;
+    if (port->crowded_ns < CROWDED_LEAST_NS)
+        port->crowded_ns = CROWDED_LEAST_NS;
+    else if (port->crowded_ns > CROWDED_MOST_NS)
+        port->crowded_ns = CROWDED_MOST_NS;
+    port->crowded_until = now + port->crowded_ns;
 }
 
 /*
  * Spin where the core is shared with the applications whose frames are waited for: keeping it
  * would keep them from making any. Let them run, and look again when the core comes back; then
  * there is likely a batch of frames where waking for each would have found one.
+ *
+ * But one that yields is not let in before its turn, as one that is woken is: where somebody else
+ * computes, the core comes back after milliseconds. There it does not spin for a while.
  */
 static int spin_yielding(struct mint_port *port, uint64_t span)
 {
@@ -239,6 +258,7 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
     for (uint32_t i = 1; !events && spun < span; i++) {
         if (pending(port)) {
             events = (int)MINT_EV_BELL;
+            port->crowded_ns /= 2;
             break;
         }
         if (i % YIELDS_PER_LOOK == 0)
@@ -246,19 +266,23 @@ static int spin_yielding(struct mint_port *port, uint64_t span)
         before = now;
         sched_yield();
         now = now_ns();
-        if (now - before > SOMEBODY_RAN_NS)
+        if (now - before > SOMEBODY_RAN_NS) {
             events |= (int)MINT_EV_DEVICE; /* look at everything: they may have sent something */
-        else
-            spun += now - before; /* what others ran for is no cost of polling */
+            spun += SOMEBODY_RAN_NS; /* what others ran for is no cost of polling; the look is */
+            if (now - before > CROWDED_NS)
+                count_crowd(port, now);
+        } else {
+            spun += now - before;
+        }
     }
     count_spin(port, spun, events);
     return events;
 }
 
-/* Spin for the current span at most. Return: events, 0 when nothing came. */
-static int spin(struct mint_port *port, int64_t timeout_ns)
+/* Spin for `span` at most. Return: events, 0 when nothing came. */
+static int spin(struct mint_port *port, uint64_t span, int64_t timeout_ns)
 {
-    uint64_t start = now_ns(), now = start, span = port->spin_ns;
+    uint64_t start = now_ns(), now = start;
     uint32_t pauses = 1;
     int events = 0;
 
@@ -284,19 +308,19 @@ static int spin(struct mint_port *port, int64_t timeout_ns)
 }
 
 /*
- * Adapt the span to what spinning would have been good for: a sleep shorter than poll_us could
- * have been spared by a longer spin, a longer one could not have been.
+ * Adapt a span to what spinning would have been good for: a sleep shorter than poll_us could have
+ * been spared by a longer spin, a longer one could not have been.
  */
-static void adapt(struct mint_port *port, uint64_t slept_ns)
+static void adapt(const struct mint_port *port, uint64_t *span, uint64_t slept_ns)
 {
     uint64_t most = (uint64_t)port->config.poll_us * 1000u;
 
     if (slept_ns > most)
-        port->spin_ns = port->spin_ns / 2 >= SPIN_LEAST_NS ? port->spin_ns / 2 : 0;
-    else if (port->spin_ns < SPIN_LEAST_NS)
-        port->spin_ns = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
+        *span = *span / 2 >= SPIN_LEAST_NS ? *span / 2 : 0;
+    else if (*span < SPIN_LEAST_NS)
+        *span = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
     else
-        port->spin_ns = port->spin_ns * 2 < most ? port->spin_ns * 2 : most;
+        *span = *span * 2 < most ? *span * 2 : most;
 }
 
 bool mint_port_spin_room(struct mint_port *port, uint32_t index)
@@ -397,17 +421,43 @@ static int sleep_and_tend(struct mint_port *port, int64_t timeout_ns)
     }
 }
 
+/*
+ * Spin for what is left of the span. There are two spans, because the two waits differ: who has
+ * just sent waits for an answer, which comes after a round trip; who has just received waits for
+ * the next question, which comes when it pleases. One span for both would be halved by the long
+ * waits as often as the short ones double it, and an answer would never be worth waiting for.
+ *
+ * A spin that ends without a frame (others ran on this core: look at everything) goes on with what
+ * is left of its time when nothing was found. Where not even a sleep ended with a frame, spinning
+ * pays less than it seemed.
+ */
+static int spin_first(struct mint_port *port, uint64_t *span, int64_t timeout_ns)
+{
+    bool for_nothing = port->activity == port->spun_at;
+
+    if (port->crowded_until) {
+        if (now_ns() < port->crowded_until)
+            return 0;
+        port->crowded_until = 0;
+    }
+    if (for_nothing && port->slept)
+        adapt(port, span, UINT64_MAX);
+    if (!for_nothing || port->slept)
+        port->spun_ns = 0;
+    port->spun_at = port->activity;
+    port->slept = false;
+    return port->spun_ns < *span ? spin(port, *span - port->spun_ns, timeout_ns) : 0;
+}
+
 int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
 {
     bool adaptive = port->config.poll_us && timeout_ns != 0;
+    uint64_t *span = &port->spin_ns[port->sent_last];
     uint64_t slept = 0;
     int events;
 
-    if (adaptive && port->spin_ns) {
-        if (port->activity == port->spun_at)
-            adapt(port, UINT64_MAX); /* the last spin ended for nothing */
-        port->spun_at = port->activity;
-        events = port->spin_ns ? spin(port, timeout_ns) : 0;
+    if (adaptive) {
+        events = spin_first(port, span, timeout_ns);
         if (events)
             return events;
     }
@@ -416,8 +466,9 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
     if (adaptive)
         slept = now_ns();
     events = sleep_and_tend(port, timeout_ns);
+    port->slept = true;
     if (adaptive)
-        adapt(port, now_ns() - slept);
+        adapt(port, span, now_ns() - slept);
     if (port->masked)
         unmask_due(port);
     if (port->shunned)

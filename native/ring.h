@@ -122,6 +122,21 @@ static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
            r->head + need - r->tail <= r->cap;
 }
 
+/* Move what was lost, and the generations joined, into the shared counters. */
+static inline void mint_ring_tx_account(struct mint_ring_tx *r)
+{
+    mint_a64 *lost, *resets;
+
+    if (__builtin_expect(!r->lost && !r->rejoins, 1))
+        return; /* as in layout shared, where there is no ring behind this */
+    lost = &r->own->tx_counter[MINT_TX_DROP_RESET];
+    resets = &r->own->tx_counter[MINT_TX_RESETS];
+    store_relaxed(lost, load_relaxed(lost) + r->lost);
+    store_relaxed(resets, load_relaxed(resets) + r->rejoins);
+    r->lost = 0;
+    r->rejoins = 0;
+}
+
 /*
  * mint_ring_reserve() - room for a record with a frame of up to `len` bytes.
  * Return: the record at the head, contiguous; NULL when there is no room, or the channel is down.

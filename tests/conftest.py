@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell ignores SIGINT for what it runs in the background, and what is ignored is inherited; tests
+# of interrupts would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Short: names of sockets below it are limited to 107 bytes. Below it, not itself: mint removes its
 # directory with the last lab.

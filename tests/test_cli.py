@@ -61,8 +61,9 @@ class Process:
 
     def __init__(self, args: tuple[str, ...], **options: Any) -> None:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        # Whoever runs the tests may ignore SIGHUP (nohup does), and what is ignored is inherited.
-        plain = ["env", "--default-signal=HUP", *PROGRAM, *args]
+        # Whoever runs the tests may ignore SIGHUP (nohup) or SIGINT (a shell, for what it runs in the
+        # background), and what is ignored is inherited.
+        plain = ["env", "--default-signal=HUP,INT,TERM", *PROGRAM, *args]
         self.popen = subprocess.Popen(plain, text=True, **(pipes | options))
         assert self.popen.stdout is not None
         assert self.popen.stderr is not None
@@ -494,27 +495,40 @@ def test_doctor_exits_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(check["name"] in table.out for check in found["checks"])
 
 
-def test_bench_frames_passes_its_options_on(
+def test_bench_parts_get_their_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def run_cli(json_path: str | None, **options: Any) -> None:
-        seen.update(options, json_path=json_path)
+    def run_cli(name: str, json_path: str | None, **options: Any) -> None:
+        seen.update(options, name=name, json_path=json_path)
 
-    fake = types.ModuleType("mint_vni.bench.frames")
+    fake = types.ModuleType("mint_vni.bench.parts")
     fake.run_cli = run_cli  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "mint_vni.bench.frames", fake)
+    monkeypatch.setitem(sys.modules, "mint_vni.bench.parts", fake)
     words = "bench frames --size 64 --size 1500 --layout shared --cpus 0-1 --json out.json"
     assert mint(capsys, *words.split()).status == 0
     assert seen == {
+        "name": "frames",
         "json_path": "out.json",
         "sizes": (64, 1500),
         "layouts": ("shared",),
-        "repetitions": 5,
-        "seconds": 1.0,
+        "repetitions": None,
+        "seconds": None,
+        "quick": False,
         "cpus": (0, 1),
     }
+    for name in ("sockets", "latency", "isolation", "memory", "peers"):
+        assert mint(capsys, "bench", name, "--quick", "--repetitions", "3").status == 0
+        assert (seen["name"], seen["quick"], seen["repetitions"]) == (name, True, 3)
+
+
+def test_bench_compare_refuses_what_is_no_result(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ran = mint(capsys, "bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (ran.status, ran.out) == (2, "")
+    assert "No such file or directory" in ran.err
 
 
 # -------------------------------------------------------------------------------- completion

@@ -14,7 +14,7 @@ import typer
 
 import status_sample
 from mint_vni import errors
-from mint_vni.bench.frames import Result, Row
+from mint_vni.bench.compare import Change, Comparison
 from mint_vni.cli.app import app
 from mint_vni.cli.kernel import described
 from mint_vni.doctor import Check
@@ -106,15 +106,10 @@ def test_the_other_examples_have_the_shape() -> None:
         check.keys() == {field.name for field in fields(Check)}
         for check in example("mint doctor")["checks"]
     )
+    changes = example("mint bench compare")
+    assert changes.keys() == Comparison([], [], [], []).to_json().keys()
+    assert changes["changes"][0].keys() == {field.name for field in fields(Change)}
     kernel = example("mint kernel list")["kernels"][0]
     assert kernel["probes"][0].keys() == {field.name for field in fields(Probe)}
     made = Kernel("uml", "1", "1.2", Path("linux"), Path("modules"), None, "here")
     assert kernel.keys() == described(made, []).keys()
-    row = Row("per-channel", "polling", 64)
-    answer = {"seconds": 1.0, "counters": {}, "tx": {"cpu_ns": 1}, "rx": {"cpu_ns": 1}}
-    row.add(1, answer, 1.0)
-    measured = Result([row], [1.0], {}).to_json()
-    documented = example("mint bench frames")
-    assert documented.keys() == measured.keys()
-    assert documented["machine"].keys() == measured["machine"].keys()
-    assert documented["rows"][0].keys() == measured["rows"][0].keys()

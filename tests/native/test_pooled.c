@@ -144,7 +144,7 @@ static void two_ports_know_no_share(void)
 /* A long frame for one that has nothing waits for room that others have; a short one goes. */
 static void the_idle_are_not_to_blame(void)
 {
-    struct fabric *f = fabric_new(5, MINT_LAYOUT_POOLED, CAPACITY);
+    struct fabric *f = fabric_new(5, MINT_LAYOUT_POOLED, 262144);
 
     f->stall_us = 1000;
     fabric_open(f);
@@ -163,10 +163,25 @@ static void the_idle_are_not_to_blame(void)
     fabric_free(f);
 }
 
+/* The longest frame finds room in the smallest pool, however many others there might be. */
+static void the_longest_fits_the_smallest(void)
+{
+    for (uint32_t ports = 2; ports <= 5; ports++) {
+        struct fabric *f = fabric_open(fabric_new(ports, MINT_LAYOUT_POOLED, 135168));
+
+        for (uint32_t i = 0; i < 20; i++)
+            for (uint32_t to = 1; to < ports; to++) {
+                CHECK(send_frame(f, 0, to, MINT_FRAME_MAX, (uint8_t)i) == MINT_SENT, "no room");
+                comes(f, to, (int)i);
+            }
+        fabric_free(f);
+    }
+}
+
 /* Room that one receiver gives wakes a sender that waits with a frame for another. */
 static void others_room_wakes(void)
 {
-    struct fabric *f = fabric_new(5, MINT_LAYOUT_POOLED, CAPACITY);
+    struct fabric *f = fabric_new(5, MINT_LAYOUT_POOLED, 262144);
 
     f->stall_us = 60u * 1000000u;
     fabric_open(f);
@@ -445,6 +460,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(a_stalled_receiver_starves_nobody),
     CHECK_TEST(two_ports_know_no_share),
     CHECK_TEST(the_idle_are_not_to_blame),
+    CHECK_TEST(the_longest_fits_the_smallest),
     CHECK_TEST(others_room_wakes),
     CHECK_TEST(shares_come_back),
     CHECK_TEST(a_successor_knows_what_is_in_use),

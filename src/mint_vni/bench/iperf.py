@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from mint_vni.errors import NodeError, PlatformError
 Place = Callable[[Sequence[str]], list[str]]
 
 _START_S = 5.0
+PORT = 5201  # iperf3's own
 UDP_PAYLOAD = 1472  # bytes: with UDP, IPv4 and Ethernet headers a 1514-byte frame, 1500 of IP
 
 
@@ -37,6 +39,35 @@ class Flow:
     retransmits: int
     loss_percent: float
 
+    def plus(self, other: Flow) -> Flow:
+        """Both together."""
+        sent = self.sent_gbps + other.sent_gbps
+        lost = self.loss_percent * self.sent_gbps + other.loss_percent * other.sent_gbps
+        return Flow(
+            self.gbps + other.gbps,
+            sent,
+            self.bytes + other.bytes,
+            self.retransmits + other.retransmits,
+            lost / sent if sent else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class Test:
+    """What to measure.
+
+    Attributes:
+        name: for tables.
+        udp: datagrams of 1472 bytes as fast as they can be sent, instead of TCP.
+        streams: at once, in one iperf3.
+        both: the same the other way at the same time, by a second iperf3.
+    """
+
+    name: str
+    udp: bool = False
+    streams: int = 1
+    both: bool = False
+
 
 def measure(
     server: Place,
@@ -46,6 +77,7 @@ def measure(
     seconds: float,
     udp: bool = False,
     options: Sequence[str] = (),
+    port: int = PORT,
 ) -> Flow:
     """Run iperf3 once.
 
@@ -53,20 +85,22 @@ def measure(
         server: where the side runs that receives.
         client: where the side runs that sends.
         address: the server's.
-        seconds: how long the client sends.
+        seconds: how long the client sends; iperf3 takes whole ones, at least one.
         udp: datagrams of 1472 bytes as fast as they can be sent, instead of TCP.
         options: further options of the client.
+        port: the server's.
 
     Raises:
         PlatformError: iperf3 is not installed.
         NodeError: iperf3 failed; with what it said.
     """
-    asked = ["iperf3", "-4", "-c", address, "-t", f"{seconds:g}", "-J", *options]
+    asked = ["iperf3", "-4", "-c", address, "-t", str(max(1, round(seconds))), "-J", *options]
+    asked += ["-p", str(port)]
     if udp:
         asked += ["-u", "-b", "0", "-l", str(UDP_PAYLOAD)]
     try:
         serving = subprocess.Popen(
-            server(["iperf3", "-4", "-s", "-1"]),
+            server(["iperf3", "-4", "-s", "-1", "-p", str(port)]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
@@ -80,18 +114,48 @@ def measure(
         serving.wait(10)
 
 
+def carry_out(test: Test, server: Place, client: Place, address: str, seconds: float) -> Flow:
+    """Run a test once; of several flows at once the sum.
+
+    Raises:
+        PlatformError: iperf3 is not installed.
+        NodeError: iperf3 failed; with what it said.
+    """
+    options = ["-P", str(test.streams)] if test.streams > 1 else []
+    if not test.both:
+        return measure(server, client, address, seconds=seconds, udp=test.udp, options=options)
+
+    def way(port: int, *more: str) -> Flow:
+        return measure(
+            server,
+            client,
+            address,
+            seconds=seconds,
+            udp=test.udp,
+            options=[*options, *more],
+            port=port,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.submit(way, PORT), pool.submit(way, PORT + 1, "-R")
+        return one.result().plus(other.result())
+
+
 def _ask(argv: list[str], serving: subprocess.Popen[bytes], limit: float) -> dict[str, Any]:
     """Run the client; while the server is not listening yet, again."""
     deadline = time.monotonic() + _START_S
     while True:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise NodeError(f"iperf3 did not end within {limit:.0f} s") from None
         try:
             answer: dict[str, Any] = json.loads(done.stdout)
         except json.JSONDecodeError:

@@ -22,15 +22,20 @@ ADDRESSES = ("198.18.0.1", "198.18.0.2")  # RFC 2544: for measurements
 _NAMES = ("mintveth0", "mintveth1")
 
 
-class _Holder:
-    """A network namespace, held by a process."""
+class Namespace:
+    """A network namespace, held by a process; a context manager."""
 
     def __init__(self) -> None:
-        """Start the process; returns when the namespace exists."""
+        """Start the process; returns when the namespace exists.
+
+        Raises:
+            PlatformError: it may not be made.
+        """
         self._process = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo; exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], 5.0)
@@ -39,6 +44,22 @@ class _Holder:
             raise PlatformError("no network namespace can be made; run as root")
         self.pid = self._process.pid
         self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def argv(self, cpu: int | None, args: Sequence[str]) -> list[str]:
+        """A command line that runs ``args`` in it, on one core."""
+        pinned = [] if cpu is None else ["taskset", "-c", str(cpu)]
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", *pinned, *args]
 
     def close(self) -> None:
         """End the process, and the namespace with it."""
@@ -55,18 +76,23 @@ class VethPair:
     """Two namespaces joined by a veth pair; a context manager.
 
     Each side's programs are pinned to one CPU, as nodes with ``cpus`` are.
+
+    Attributes:
+        names: of the two interfaces.
     """
+
+    names = _NAMES
 
     def __init__(self, cpus: tuple[int, int], mtu: int = 1500) -> None:
         """Nothing is made yet."""
         self._cpus = cpus
         self._mtu = mtu
-        self._holders: list[_Holder] = []
+        self._spaces: list[Namespace] = []
 
     def __enter__(self) -> VethPair:
         try:
-            self._holders = [_Holder(), _Holder()]
-            first, second = self._holders
+            self._spaces = [Namespace(), Namespace()]
+            first, second = self._spaces
 
             def create() -> None:
                 with IPRoute() as ip:
@@ -74,8 +100,8 @@ class VethPair:
                     ip.link("add", ifname=_NAMES[0], kind="veth", peer=peer)
 
             in_netns(first.netns, create)
-            for side, holder in enumerate(self._holders):
-                in_netns(holder.netns, partial(self._configure, side))
+            for side, space in enumerate(self._spaces):
+                in_netns(space.netns, partial(self._configure, side))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -87,9 +113,9 @@ class VethPair:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for holder in self._holders:
-            holder.close()
-        self._holders = []
+        for space in self._spaces:
+            space.close()
+        self._spaces = []
 
     def _configure(self, side: int) -> None:
         with IPRoute() as ip:
@@ -100,5 +126,4 @@ class VethPair:
 
     def argv(self, side: int, args: Sequence[str]) -> list[str]:
         """A command line that runs ``args`` on one side (0 or 1)."""
-        namespace = f"--net=/proc/{self._holders[side].pid}/ns/net"
-        return ["nsenter", namespace, "taskset", "-c", str(self._cpus[side]), *args]
+        return self._spaces[side].argv(self._cpus[side], args)

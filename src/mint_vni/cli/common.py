@@ -109,14 +109,17 @@ def become(argv: Sequence[str]) -> NoReturn:
     sys.stderr.flush()
     # Python ignores these two, and what is ignored stays ignored across exec: `yes | head` in a
     # node would not end.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    numbers = (signal.SIGPIPE, signal.SIGXFSZ)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
         os.execvp(argv[0], list(argv))
     except FileNotFoundError:
         raise PlatformError(
             f"{argv[0]} is not installed; 'mint doctor' says what is missing"
         ) from None
+    finally:  # this process goes on, after all
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------- completion

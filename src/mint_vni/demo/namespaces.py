@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from mint_vni.bench import frames, iperf, veth
+from mint_vni.bench import iperf, veth
+from mint_vni.bench.frames import Frames
 from mint_vni.bench.noise import Spread, machine
+from mint_vni.bench.part import run, settings_of
+from mint_vni.bench.result import Result
 from mint_vni.demo.stage import address, demand, out, step
 from mint_vni.lab import Lab
 
@@ -135,7 +138,7 @@ class Demo:
         )
 
 
-def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: frames.Result) -> Table:
+def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: Result) -> Table:
     table = Table(title="Throughput in Gbps: median (min-max)", title_justify="left")
     table.add_column("1500-byte frames")
     for name in ("paper", "here", "veth, same run", "here / veth"):
@@ -151,9 +154,9 @@ def _table(flows: dict[str, dict[str, list[iperf.Flow]]], buffers: frames.Result
         )
     for row in buffers.rows:
         table.add_row(
-            f"packet buffer alone, {row.waiting}",
+            f"packet buffer alone, {row.key['waiting']}",
             "78.79 (UDP)",
-            Spread.of(row.gbps).text(),
+            Spread.of(row.values["gbps"]).text(),
             "-",
             "-",
         )
@@ -170,9 +173,16 @@ def play(lab: Lab, cpus: tuple[int, int]) -> None:
     flows = demo.measure()
     demo.counted()
     step("the packet buffers alone, process to process (mint bench frames)")
-    buffers = frames.run(
-        sizes=[1500], layouts=["per-channel"], repetitions=3, seconds=0.3, cpus=cpus
+    settings = settings_of(
+        Frames,
+        repetitions=3,
+        seconds=0.3,
+        cpus=sorted(set(cpus)),
+        sizes=[1500],
+        layouts=["per-channel"],
+        crowds=[],
     )
+    buffers = run(Frames(settings))
     out.print(_table(flows, buffers))
     out.print(
         "The paper's machine is another one, and it does not say where its UDP sender sits: only"
