@@ -25,11 +25,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # directory with the last lab.
 BASE = Path(tempfile.mkdtemp(prefix="mint-test-"))
 os.environ["MINT_RUN_DIR"] = str(BASE / "labs")
+os.environ["MINT_TEST_BASE"] = str(BASE)
 
 import labs  # noqa: E402  # it reads the variable
 import machine as machine_module  # noqa: E402
+import run_journal  # noqa: E402
 
 machine_module.IGNORED.add(str(BASE))
+_alive = run_journal.claim(BASE)  # held to the end
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +41,7 @@ def lab_host() -> Iterator[None]:
     reason = labs.why_not()
     if reason:
         pytest.skip(reason)
+    run_journal.clear_dead_runs()
     # Orphans become this process's children instead of init's: so they are known to be ours.
     machine_module.adopt_orphans()
     yield
@@ -52,5 +56,6 @@ def machine(lab_host: None) -> Iterator[None]:
 
 
 def pytest_sessionfinish() -> None:
-    """Remove the directory of this run."""
-    shutil.rmtree(BASE, ignore_errors=True)
+    """Remove the directory of this run, unless a lab is left in it: then the next run clears it."""
+    if not any(BASE.glob("labs/*/journal")):
+        shutil.rmtree(BASE, ignore_errors=True)

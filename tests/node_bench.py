@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+import run_journal
 from mint_vni import nodes
 from mint_vni.lab.member import agent_uid, guest_uid
 from mint_vni.lab.plan import NodePlan
@@ -93,11 +94,16 @@ class Bench:
             hosts=self.hosts,
             state_dir=state,
             ssh=self.ssh,
-            journal=self.note,
+            journal=self._record,
             checkpoint=self.reach,
             guest_uid=guest_uid(self.lab_id, self.names.index(name)),
             agent_uid=agent_uid(self.lab_id, self.names.index(name)),
         )
+
+    def _record(self, kind: str, data: dict[str, Any]) -> None:
+        """Journal something, also where a test run after this one finds it, should this be killed."""
+        run_journal.note(self.lab_id, kind, data)
+        self.note(kind, data)
 
     def note(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "cgroup":

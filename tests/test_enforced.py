@@ -7,6 +7,7 @@ show nothing that it fails.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -141,7 +142,10 @@ def test_a_worker_holds_its_own_channels_and_no_others(lab: Lab) -> None:
 
 def _channels(pid: int) -> set[tuple[int, int]]:
     """Payload regions that a process has open."""
-    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            links.append(os.readlink(entry))
     return {_ends(link) for link in links if "channel-" in link}
 
 

@@ -91,7 +91,7 @@ def run(target: str, seconds: int, corpora: Sequence[Path], crashes: Path) -> Ru
 
 
 def test_every_parser_has_a_target() -> None:
-    assert TARGETS == ["control", "offload", "pool", "port", "ring", "vhost"]
+    assert TARGETS == ["control", "offload", "pool", "pooled", "port", "ring", "vhost"]
 
 
 @pytest.mark.timeout(300)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from cbuild import FLAGS, NATIVE
 from guest_bench import Service
 from mint_vni.nodes.guest import wire
 from mint_vni.nodes.guest.wire import Hello, Open, Tty, Type, encode
 from node_bench import Terminal
-from test_native import ADDRESS, FLAGS, NATIVE
+from test_native import ADDRESS
 
 SOURCES = sorted((NATIVE / "guest").glob("*.c"))
 ROUNDS = 25

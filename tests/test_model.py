@@ -61,6 +61,17 @@ _ORDERS = {
     8: "acquire of rx_end in join",
     9: "release of the tail in demand",
 }
+_POOLED = {
+    1: "release of the head in publish",
+    2: "acquire of the head in rx_refresh",
+    3: "release of the tail in recycle",
+    4: "acquire of the tail in settle",
+    5: "release of rx_end in demand",
+    6: "acquire of rx_end in join",
+    7: "release of the tail in demand",
+    8: "the references: a buffer is free with the first of them",
+    9: "the tail: a buffer more is taken back than was read",
+}
 _VIRTQUEUE = {
     1: "the device's fence between the used index and the look whether to interrupt",
     2: "the device's fence between asking for a kick and the last look",
@@ -72,6 +83,7 @@ CASES = [
     Case("doorbell", ("CRASH=1",), _RESTART),
     Case("doorbell", ("CRASH=2",), _RESTART),
     Case("ring", ("RESETS=1",), _ORDERS),
+    Case("pooled", ("RESETS=1",), _POOLED),
     Case("virtqueue", ("EVENT_IDX=0",), _VIRTQUEUE),
     Case("virtqueue", ("EVENT_IDX=1",), _VIRTQUEUE),
 ]

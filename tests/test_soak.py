@@ -99,9 +99,8 @@ class Faults:
         assert self._lab.status()["state"] == "ready"
 
     def _garbage(self, node: str) -> None:
-        with inside(
-            self._lab[node], "raw-garbage", "vni0", GARBAGE, self._random.random()
-        ) as child:
+        seed = self._random.randrange(1 << 30)
+        with inside(self._lab[node], "raw-garbage", "vni0", GARBAGE, seed) as child:
             assert child.result("sent")["sent"] == GARBAGE
 
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fuzz_port.c - a port of layout per-channel with a hostile peer and an honest one.
+ * fuzz_port.c - a port with a hostile peer and an honest one, in layout per-channel; fuzz_pooled.c is
+ * the same in layout pooled.
  *
  * Three ports. 0 and 2 are honest and open; 1 is the script, which has what its worker would have:
- * its control region, its two payload regions and its ends of the doorbells. Whatever it does,
+ * its control region, its payload regions (its stock) and its ends of the doorbells. Whatever it does,
  * each frame that 2 sends to 0 arrives once, in order and whole, or was refused to its sender.
  */
 #include "fuzz.h"
@@ -12,11 +13,18 @@
 #define CAP 135168u
 #define A 1u /* the attacker */
 
+#ifdef FUZZ_POOLED
+#define LAYOUT MINT_LAYOUT_POOLED
+#else
+#define LAYOUT MINT_LAYOUT_PER_CHANNEL
+#endif
+
 struct world {
     struct fabric *f;
     struct mint_ctl *ctl;     /* the attacker's */
     struct mint_slot *slot;   /* its slots */
-    uint8_t *payload[3];      /* its payload regions, by receiver */
+    uint8_t *payload[3];      /* its payload regions, by receiver; pooled: its buffers, thrice */
+    struct mint_lane_ring *ring; /* pooled: its descriptors, by receiver */
     struct mint_plain *plain; /* port 0's */
     uint32_t sent, got;       /* honest frames, 2 -> 0 */
 };
@@ -31,12 +39,19 @@ static void *map_rw(int fd, size_t bytes)
 
 static void make_world(struct world *w)
 {
-    w->f = fabric_new(3, MINT_LAYOUT_PER_CHANNEL, CAP);
+    w->f = fabric_new(3, LAYOUT, CAP);
     w->f->frame_max = 1514;
     w->ctl = map_rw(w->f->ctl[A], MINT_CTL_BYTES(3));
     w->slot = (struct mint_slot *)(void *)(w->ctl + 1);
-    w->payload[0] = map_rw(w->f->payload[A][0], CAP);
-    w->payload[2] = map_rw(w->f->payload[A][2], CAP);
+    if (LAYOUT == MINT_LAYOUT_POOLED) {
+        uint8_t *stock = map_rw(w->f->stock[A], MINT_STOCK_BYTES(3, CAP));
+
+        w->ring = (struct mint_lane_ring *)(void *)(stock + MINT_STOCK_RINGS_AT(3));
+        w->payload[0] = w->payload[2] = stock + MINT_STOCK_DATA_AT(3);
+    } else {
+        w->payload[0] = map_rw(w->f->payload[A][0], CAP);
+        w->payload[2] = map_rw(w->f->payload[A][2], CAP);
+    }
     w->plain = mint_plain_new();
     CHECK(w->plain, "out of memory");
 }
@@ -118,13 +133,28 @@ static void attack_word(struct script *s, struct world *w, uint32_t victim)
     }
 }
 
+/* Where the record is to lie that the victim reads at position `at`. */
+static uint32_t place_record(struct script *s, struct world *w, uint32_t victim, uint64_t at,
+                             uint32_t len)
+{
+    uint32_t block;
+
+    if (LAYOUT != MINT_LAYOUT_POOLED)
+        return (uint32_t)(at % CAP);
+    block = take8(s) & 1u ? take16(s) : take8(s);
+    store_relaxed(&w->ring[victim].desc[at / MINT_LINE % MINT_LANE_DESCS],
+                  block & 0x8000u ? take(s, 8) : MINT_DESC(block, len));
+    return block % (CAP / MINT_STOCK_BLOCK) * MINT_STOCK_BLOCK;
+}
+
 /* A record where the victim looks next, published at once if the script wants it so. */
 static void attack_record(struct script *s, struct world *w, uint32_t victim)
 {
     const struct mint_peer *peer = w->f->port[victim]->peers[A];
     uint64_t at = peer ? peer->rx.next : 0;
-    struct mint_rec *rec = (struct mint_rec *)(void *)(w->payload[victim] + at % CAP);
-    uint32_t len = take_length(s, MINT_FRAME_MIN, 4000u), room = CAP - (uint32_t)(at % CAP);
+    uint32_t len = take_length(s, MINT_FRAME_MIN, 4000u);
+    uint32_t place = place_record(s, w, victim, at, len), room = CAP - place;
+    struct mint_rec *rec = (struct mint_rec *)(void *)(w->payload[victim] + place);
     uint8_t how = take8(s), mac[6];
 
     store_relaxed(&rec->len, how & 1u ? take32(s) : len);
@@ -138,7 +168,8 @@ static void attack_record(struct script *s, struct world *w, uint32_t victim)
     if (how & 8u)
         take_bytes(s, rec->frame + 14, 48);
     if (how & 16u)
-        store_release(&w->slot[victim].head, at + MINT_REC_BYTES(len));
+        store_release(&w->slot[victim].head,
+                      at + (LAYOUT == MINT_LAYOUT_POOLED ? MINT_LINE : MINT_REC_BYTES(len)));
 }
 
 static void attack_bell(struct script *s, struct world *w, uint32_t victim)

@@ -97,6 +97,8 @@ def _adopt_port(
     member = Member(node_spec(engine.plan, node), worker_uid(engine.lab_id, node.index))
     member.worker = worker
     for message in held:
+        if message.type == wire.ADD_PEER and message.spec is not None:
+            member.told.add(message.spec.index)
         _keep(engine, node.index, message, taps, raw)
     member.view = ControlView(engine.regions.control[node.index], engine.regions.slots)
     engine.members[node.index] = member

@@ -19,9 +19,12 @@ from typing import Any
 from mint_vni.errors import LabStateError, MintError, PlatformError
 from mint_vni.lab import paths, protocol
 from mint_vni.lab.plan import LabPlan
-from mint_vni.nodes.proc import wait_ended
+from mint_vni.nodes.proc import process_start_time, wait_ended
 
 Progress = Callable[[str], None]
+
+#: The supervisor, as arguments of the interpreter; tests put one in its place that fails.
+SUPERVISOR: tuple[str, ...] = ("-m", "mint_vni.lab.supervisor")
 
 _ANSWER_S = 60.0
 _UNDO_S = 30.0
@@ -115,8 +118,7 @@ def _supervisor(mode: str, directory: Path) -> Iterator[socket.socket]:
             [
                 sys.executable,
                 "-P",
-                "-m",
-                "mint_vni.lab.supervisor",
+                *SUPERVISOR,
                 mode,
                 str(directory),
                 str(theirs.fileno()),
@@ -248,10 +250,8 @@ class Client:
 
     def await_end(self, seconds: float) -> None:
         """Wait until the supervisor's process has ended; for after ``down``."""
-        creds = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid = struct.unpack("3i", creds)[0]
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(_listener_pid(self.sock))
         except OSError:
             return
         try:
@@ -295,7 +295,14 @@ def is_served(name: str) -> bool:
             sock.connect(str(paths.lab_dir(name) / "supervisor.sock"))
         except OSError:
             return False
-        return True
+        # A program that it was just starting holds its listening socket for a moment after its end.
+        return process_start_time(_listener_pid(sock)) is not None
+
+
+def _listener_pid(sock: socket.socket) -> int:
+    """The process that listens where this socket is connected to."""
+    creds = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", creds)[0])
 
 
 def the_only_lab() -> str:

@@ -11,6 +11,10 @@ crash   a dead worker is replaced at once: the new one gets the same regions, do
         (this process holds duplicates of them all) and goes on where the old one stopped.
 down    workers, nodes, then names on the host; every step is tried, whatever failed before it.
 
+The set of ports changes one port at a time (`_changing`); what a worker is told, and its
+replacement, one after the other for each worker (`Member.lock`). So a worker that hangs delays who
+comes or goes, by the time that it takes to call it hung, but never another worker's replacement.
+
 Regions belong to the users of the ports' workers; see `mint_vni.fabric.regions`.
 """
 
@@ -44,7 +48,7 @@ from mint_vni.lab.member import (
 )
 from mint_vni.lab.plan import LabPlan, NodePlan
 from mint_vni.lab.process import Process
-from mint_vni.lab.worker import Worker
+from mint_vni.lab.worker import TELL_S, Worker
 from mint_vni.nodes import KINDS, NodeContext, SshMaterial
 
 T = TypeVar("T")
@@ -52,6 +56,7 @@ T = TypeVar("T")
 STOP_S = 10.0
 _BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often it died lately
 _LATELY_S = 5.0
+_SAVE_AGAIN_S = 1.0  # between two tries to write the state, where the disk is full
 _REVIVALS, _REVIVALS_S = 5, 60.0  # a node may end so often in so long before it is given up
 # What a port can do with frames that are none of its own, by layout.
 _REACH = {"shared": "write all frames", "pooled": "read all that its peers send"}
@@ -82,6 +87,7 @@ class Engine:
         self.members: dict[int, Member] = {}
         self._changing = asyncio.Lock()  # one change of the set of ports at a time
         self._tasks: set[asyncio.Task[None]] = set()
+        self._saving = False  # a failed save is being tried again
 
     # -- helpers --------------------------------------------------------------------------------
 
@@ -154,6 +160,32 @@ class Engine:
             },
         )
 
+    def save_at_last(self) -> None:
+        """As `save`; where that fails, say so and go on trying: traffic does not depend on it.
+
+        A supervisor after this one finds only the workers that were written down.
+        """
+        try:
+            self.save()
+        except OSError as error:
+            log(f"state.json cannot be written ({error.strerror}); trying again")
+            if not self._saving:
+                self.spawn(self._save_again())
+
+    async def _save_again(self) -> None:
+        self._saving = True
+        try:
+            while self.state != "stopping":
+                await asyncio.sleep(_SAVE_AGAIN_S)
+                try:
+                    self.save()
+                    log("state.json is written again")
+                    return
+                except OSError:
+                    continue
+        finally:
+            self._saving = False
+
     # -- up -------------------------------------------------------------------------------------
 
     async def up(self, progress: Callable[[str], None]) -> None:
@@ -219,6 +251,7 @@ class Engine:
         worker, node = member.worker, _node(member)
         assert worker is not None
         member.last_start = time.monotonic()
+        member.told.clear()
         process = worker.start()
         self.journal.write(
             "process", {"pid": process.pid, "start": process.start, "what": f"worker {member.name}"}
@@ -236,6 +269,7 @@ class Engine:
         for other in others:
             data = wire.add_peer_message(other.spec, self.regions.capacity)
             _request(worker, data, self.regions.peer_fds(member.spec.index, other.spec.index))
+            member.told.add(other.spec.index)
 
     def _begin(self, member: Member) -> None:
         """Give a member's worker its device, with which frames begin to move.
@@ -294,7 +328,7 @@ class Engine:
         member.restarts += 1
         step = min(member.restarts, len(_BACKOFF_S) - 1) if lately else 0
         await asyncio.sleep(_BACKOFF_S[step])
-        async with self._changing:
+        async with member.lock:
             if self.state == "stopping":
                 return
             node = _node(member)
@@ -309,8 +343,15 @@ class Engine:
                 member.state = "up"
             except (MintError, OSError) as error:
                 log(f"worker of {member.name} cannot be replaced: {error}")
-            self.save()
-            self.watch(member)
+                self._drop_half_started(member)
+            self.watch(member)  # whatever else fails: the next death must be seen, too
+            self.save_at_last()
+
+    def _drop_half_started(self, member: Member) -> None:
+        """End a worker that was not told all it needs; it is replaced in its turn."""
+        process = member.worker.process if member.worker else None
+        if process is not None and process.alive():
+            process.kill(time.monotonic())
 
     def watch_node(self, member: Member) -> None:
         """Have a member's node started again when it ends, if it is of a kind that can be."""
@@ -344,8 +385,8 @@ class Engine:
             if self.state == "stopping":
                 return
             await asyncio.to_thread(node.revive)
-            self.save()
             self.watch_node(member)
+            self.save_at_last()
         log(f"node {member.name} was started again (pid {node.pid})")
 
     # -- raw ports ------------------------------------------------------------------------------
@@ -420,24 +461,29 @@ class Engine:
 
     async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
         """Tell every other port that a port has come or gone."""
-        await _all(
-            asyncio.to_thread(self._tell, other, member, data, adding)
-            for other in self._others(member)
-        )
+        await _all(self._tell(other, member, data, adding) for other in self._others(member))
 
-    def _tell(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
-        fds = self.regions.peer_fds(other.spec.index, member.spec.index) if adding else []
+    async def _tell(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
+        async with other.lock:
+            # A worker that was replaced meanwhile was told by the way.
+            if other.worker is None or (member.spec.index in other.told) is not adding:
+                await asyncio.to_thread(self._tell_now, other, member, data, adding)
+
+    def _tell_now(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
+        index = member.spec.index
+        (other.told.add if adding else other.told.discard)(index)
+        fds = self.regions.peer_fds(other.spec.index, index) if adding else []
         try:
             if other.worker is not None:
-                other.worker.request(data, fds)
+                other.worker.request(data, fds, TELL_S)
             elif other.link is not None:
                 wire.send(other.link, data, fds)
         except (FabricError, OSError) as error:
             # It learns the rest when it is replaced; a raw port that does not read is its own
             # user's trouble.
             log(f"port {other.name} was not told of {member.name}: {error}")
-            if other.worker and other.worker.process and adding:
-                other.worker.process.kill(time.monotonic() + 1)
+            if other.worker and other.worker.process and (adding or not other.worker.connected):
+                other.worker.process.kill(time.monotonic())
         finally:
             _close(fds)
 
@@ -479,7 +525,10 @@ class Engine:
             "nodes": nodes,
             "ports": [m.status() for m in members],
             "channels": [
-                channel_status(a, b, self.plan.layout) for a in seen for b in seen if a is not b
+                channel_status(a, b, self.plan.layout, self.regions.capacity)
+                for a in seen
+                for b in seen
+                if a is not b
             ],
             "memory": self.regions.memory() | {"reclaims": _reclaims(members)},
             "trust": {
@@ -507,6 +556,9 @@ class Engine:
             for task in list(self._tasks):
                 task.cancel()
             members = list(self.members.values())
+            for member in members:
+                async with member.lock:
+                    pass  # nobody takes it any more: see _replace_worker()
             problems = await asyncio.gather(*(self._stop_member(m) for m in members))
             for member in members:
                 member.close()

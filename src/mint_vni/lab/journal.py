@@ -17,6 +17,7 @@ not made yet.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -34,14 +35,22 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Open for appending; creates the file."""
+        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._lock = threading.Lock()
 
     def write(self, kind: str, entry: dict[str, Any]) -> None:
-        """Record one thing, durably as far as a tmpfs goes, before it is made."""
-        line = json.dumps({"kind": kind, **entry}) + "\n"
+        """Record one thing, durably as far as a tmpfs goes, before it is made.
+
+        Raises:
+            OSError: the disk is full, say; nothing was recorded, so nothing may be made.
+        """
+        line = (json.dumps({"kind": kind, **entry}) + "\n").encode()
         with self._lock:
-            os.write(self._fd, line.encode())
+            size = os.fstat(self._fd).st_size
+            if os.write(self._fd, line) < len(line):
+                os.ftruncate(self._fd, size)  # half a line would spoil the next one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Close the file."""

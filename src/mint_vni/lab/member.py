@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -71,6 +72,8 @@ class Member:
         restarts: how often its worker was started again.
         view: a look at its control region.
         revivals: when its node was started again, by `time.monotonic`.
+        told: ports that its worker, or whoever else serves it, knows of.
+        lock: held by who tells its worker something, or replaces it.
     """
 
     spec: PortSpec
@@ -83,6 +86,8 @@ class Member:
     view: ControlView | None = None
     last_start: float = field(default=0.0)
     revivals: list[float] = field(default_factory=list)
+    told: set[int] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def name(self) -> str:
@@ -159,20 +164,29 @@ class Member:
         }
 
 
-def _queued(out: Ends, into: Ends, layout: str) -> int:
-    """Bytes that wait in a channel; in layout ``pooled``, where positions count frames, about."""
-    waiting = max(0, out.head - into.tail)
-    if layout != "pooled":
-        return waiting
-    frames, mean = waiting // DESCRIPTOR_STEP, out.tx["bytes"] // max(1, out.tx["frames"])
-    return frames * mean
+def _queued(out: Ends, into: Ends, layout: str, capacity: int) -> int:
+    """Bytes that wait in a channel; in layout ``pooled``, where positions count frames, about.
+
+    Head and tail are their writers' to set: two that can't both be true count as nothing waiting.
+    """
+    waiting = out.head - into.tail
+    if layout == "pooled":
+        waiting = waiting // DESCRIPTOR_STEP * (out.tx["bytes"] // max(1, out.tx["frames"]))
+    return waiting if 0 <= waiting <= capacity else 0
 
 
 _TRAFFIC = ("in_frames", "in_bytes", "out_frames", "out_bytes")
 
 
-def channel_status(src: Member, dst: Member, layout: str) -> dict[str, Any]:
-    """A channel's entry in the status: the sender's end and the receiver's."""
+def channel_status(src: Member, dst: Member, layout: str, capacity: int) -> dict[str, Any]:
+    """A channel's entry in the status: the sender's end and the receiver's.
+
+    Args:
+        src: the sender.
+        dst: the receiver.
+        layout: of the lab.
+        capacity: bytes that can wait in the channel.
+    """
     assert src.view is not None and dst.view is not None
     out, into = src.view.ends(dst.spec.index), dst.view.ends(src.spec.index)
     states = {out.tx_state, into.rx_state}
@@ -186,7 +200,7 @@ def channel_status(src: Member, dst: Member, layout: str) -> dict[str, Any]:
         "state": state,
         "frames": out.tx["frames"],
         "bytes": out.tx["bytes"],
-        "queued_bytes": _queued(out, into, layout),
+        "queued_bytes": _queued(out, into, layout, capacity),
         "drops": drops(out.tx) | drops(into.rx),
         "tx": out.tx,
         "rx": into.rx,

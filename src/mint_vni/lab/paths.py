@@ -78,10 +78,18 @@ def claim(name: str) -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file in one step: readers see the old or the new one, never a part."""
+    """Replace a JSON file in one step: readers see the old or the new one, never a part.
+
+    Raises:
+        OSError: the disk is full, say; the old one is still there.
+    """
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(data, indent=1))
-    temporary.rename(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=1))
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:

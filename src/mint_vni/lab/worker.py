@@ -20,8 +20,9 @@ from mint_vni.lab import wire
 from mint_vni.lab.process import Process
 from mint_vni.nodes.proc import process_start_time
 
-#: Longest time that a worker may take to answer, seconds.
+#: Longest time that a worker may take to answer, seconds: one that starts, and one that runs.
 ANSWER_S = 5.0
+TELL_S = 2.0
 
 
 def worker_binary() -> str:
@@ -110,14 +111,24 @@ class Worker:
             raise
         self._link = link
 
+    @property
+    def connected(self) -> bool:
+        """Whether it can be told anything; not once it was taken for hung."""
+        return self._link is not None
+
     def disconnect(self) -> None:
         """Close the connection; the worker goes on."""
         if self._link is not None:
             self._link.close()
             self._link = None
 
-    def request(self, data: bytes, fds: Sequence[int] = ()) -> None:
+    def request(self, data: bytes, fds: Sequence[int] = (), seconds: float = ANSWER_S) -> None:
         """Send one message and wait for its answer.
+
+        Args:
+            data: the message.
+            fds: descriptors that go with it.
+            seconds: how long the answer may take.
 
         Raises:
             FabricError: the worker refused, is hung or gone.
@@ -125,9 +136,11 @@ class Worker:
         if self._link is None:
             raise FabricError(f"worker of {self.name}: not connected")
         try:
+            self._link.settimeout(seconds)
             wire.send(self._link, data, fds)
             answer = wire.receive(self._link)
         except OSError as error:
+            self.disconnect()  # its answer, late, must not be taken for that to the next message
             raise FabricError(f"worker of {self.name}: {error}") from None
         answer.close()
         if answer.status < 0:
