@@ -88,7 +88,7 @@ static int empty_root(void)
         umount2(".", MNT_DETACH); /* the old root, which lies on top now */
     else if (chroot(".") < 0)     /* an initial RAM disk cannot be pivoted away from */
         return -errno;
-    if (mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0 || chdir("/") < 0)
+    if (chdir("/") < 0 || mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
         return -errno;
     return 0;
 }

@@ -21,12 +21,12 @@
 
 struct world {
     struct fabric *f;
-    struct mint_ctl *ctl;     /* the attacker's */
-    struct mint_slot *slot;   /* its slots */
-    uint8_t *payload[3];      /* its payload regions, by receiver; pooled: its buffers, thrice */
+    struct mint_ctl *ctl;        /* the attacker's */
+    struct mint_slot *slot;      /* its slots */
+    uint8_t *payload[3];         /* its payload regions, by receiver; pooled: its buffers, thrice */
     struct mint_lane_ring *ring; /* pooled: its descriptors, by receiver */
-    struct mint_plain *plain; /* port 0's */
-    uint32_t sent, got;       /* honest frames, 2 -> 0 */
+    struct mint_plain *plain;    /* port 0's */
+    uint32_t sent, got;          /* honest frames, 2 -> 0 */
 };
 
 static void *map_rw(int fd, size_t bytes)

@@ -112,7 +112,7 @@ def _claim(name: str) -> bool:
 def _adopted(name: str) -> bool:
     try:
         Client(name).close()
-    except MintError:
+    except (MintError, OSError):  # such as a directory of which a part is gone
         return False
     return True
 

@@ -19,7 +19,7 @@ from typing import Any
 from mint_vni.errors import LabStateError, MintError, PlatformError
 from mint_vni.lab import paths, protocol
 from mint_vni.lab.plan import LabPlan
-from mint_vni.nodes.proc import process_start_time, wait_ended
+from mint_vni.nodes.proc import wait_ended
 
 Progress = Callable[[str], None]
 
@@ -28,6 +28,7 @@ SUPERVISOR: tuple[str, ...] = ("-m", "mint_vni.lab.supervisor")
 
 _ANSWER_S = 60.0
 _UNDO_S = 30.0
+_DYING_S = 5.0
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -78,11 +79,19 @@ def start(plan: LabPlan, progress: Progress | None = None) -> Iterator[Callable[
 
 
 def _clear_rest(name: str) -> None:
-    """Undo what a supervisor that died without undoing it had written down."""
+    """Undo what a supervisor that died without undoing it had written down.
+
+    One that is just dying closes its sockets one after the other, and all of them only when none of
+    its threads does anything any more: until then it seems to serve the lab.
+    """
     from mint_vni.lab import clean
 
-    if not is_served(name):
-        clean.clear(name)
+    deadline = time.monotonic() + _DYING_S
+    while is_served(name):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+    clean.clear(name)
 
 
 class _Descriptor:
@@ -112,8 +121,8 @@ def _supervisor(mode: str, directory: Path) -> Iterator[socket.socket]:
 
     When the block ends with an exception, the supervisor undoes what it did, and that is awaited.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with open(directory / "log" / "supervisor.log", "ab") as log:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -295,8 +304,7 @@ def is_served(name: str) -> bool:
             sock.connect(str(paths.lab_dir(name) / "supervisor.sock"))
         except OSError:
             return False
-        # A program that it was just starting holds its listening socket for a moment after its end.
-        return process_start_time(_listener_pid(sock)) is not None
+        return True
 
 
 def _listener_pid(sock: socket.socket) -> int:

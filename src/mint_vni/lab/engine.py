@@ -201,10 +201,7 @@ class Engine:
                 self._add_node(node)
         except OSError as error:
             await keys
-            raise FabricError(
-                f"lab {self.plan.name}: packet buffers: {error.strerror}; use fewer nodes, smaller"
-                " channels, or raise the limits of descriptors and memory"
-            ) from None
+            raise self._no_buffers(error) from None
         await keys
         members = list(self.members.values())
         progress(f"starting {len(members)} nodes")
@@ -228,8 +225,12 @@ class Engine:
 
     def _add_member(self, member: Member) -> None:
         index = member.spec.index
-        self.regions.add_port(index, member.uid if os.geteuid() == 0 else None)
-        member.view = ControlView(self.regions.control[index], self.regions.slots)
+        try:
+            self.regions.add_port(index, member.uid if os.geteuid() == 0 else None)
+            member.view = ControlView(self.regions.control[index], self.regions.slots)
+        except BaseException:
+            self.regions.remove_port(index)  # half of it may be there
+            raise
         self.members[index] = member
 
     async def _start_node(self, member: Member, ssh: SshMaterial) -> None:
@@ -422,16 +423,25 @@ class Engine:
                     " run as the lab's owner, or set fabric: {trust: all} in the lab file"
                 )
             member = Member(spec, uid, link=link, state="up")
-            self._add_member(member)
-            await self._tell_all(
-                member, wire.add_peer_message(spec, self.regions.capacity), adding=True
-            )
             try:
+                self._add_member(member)
+            except OSError as error:
+                raise self._no_buffers(error) from None
+            try:
+                await self._tell_all(
+                    member, wire.add_peer_message(spec, self.regions.capacity), adding=True
+                )
                 await asyncio.to_thread(introduce, member)
-            except OSError:
+            except BaseException:
                 await self._remove(member)
                 raise
             return member
+
+    def _no_buffers(self, error: OSError) -> FabricError:
+        return FabricError(
+            f"lab {self.plan.name}: packet buffers: {error.strerror}; use fewer nodes, smaller"
+            " channels, or raise the limits of descriptors and memory"
+        )
 
     def _raw_spec(self, name: str, mac: str | None) -> PortSpec:
         if not _PORT_NAME.fullmatch(name):

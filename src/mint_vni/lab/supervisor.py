@@ -50,6 +50,7 @@ from mint_vni.lab.member import Member
 from mint_vni.lab.plan import LabPlan
 
 _PACKET = 65_536
+_ACCEPT_AGAIN_S = 0.2
 _SEND_S = 10.0  # a client that does not read for so long is dropped
 
 
@@ -79,7 +80,12 @@ class Server:
         """Serve clients, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            conn, _ = await loop.sock_accept(self._listener)
+            try:
+                conn, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # no descriptors left, say: whoever waits is served later
+                log(f"error: a client cannot be served now: {error.strerror}")
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
             conn.setblocking(False)
             task = asyncio.create_task(self._serve(conn))
             self._clients.add(task)
