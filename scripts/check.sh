@@ -51,7 +51,8 @@ tidy() {
 
 format_c() {
     local bad
-    bad=$(c_files '*.[ch]' | xargs -0 -n 1 sh -c \
+    bad=$( { c_files '*.[ch]'; find "$PWD/tests/fuzz" "$PWD/tests/attack" -name '*.[ch]' -print0; } |
+        xargs -0 -n 1 sh -c \
         '"$1" --dry-run -Werror "$2" 2>/dev/null || echo "$2"' sh "$BIN/clang-format")
     [ -z "$bad" ] || {
         printf '%s\n' 'not as .clang-format wants it; run make format:' "$bad"

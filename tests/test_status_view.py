@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 import status_sample
+from mint_vni.fabric.counters import Ends
+from mint_vni.lab.member import _queued
 from mint_vni.observe import units
 from mint_vni.observe.status import BUSIEST, Since, labs_table, render
 
@@ -37,6 +39,23 @@ def row(shown: list[str], *starts: str) -> list[str]:
     """The words of the first line that starts with these words."""
     wanted = list(starts)
     return next(words for words in map(str.split, shown) if words[: len(wanted)] == wanted)
+
+
+@pytest.mark.parametrize("layout", ["per-channel", "pooled"])
+@pytest.mark.parametrize(
+    ("head", "tail", "queued"),
+    [(2048, 1024, 1024), (1024, 1024, 0), (0, 64, 0), (1 << 63, 64, 0), (4096, 1 << 40, 0)],
+)
+def test_what_hostile_ends_claim_is_not_queued(
+    layout: str, head: int, tail: int, queued: int
+) -> None:
+    """Each end is its writer's: both together may say what can't be."""
+    words: dict[str, Any] = {"tx_state": "open", "rx_state": "open", "stalled": False, "rx": {}}
+    ends = [
+        Ends(head=h, tail=t, tx={"frames": 4, "bytes": 256}, **words)
+        for h, t in ((head, 0), (0, tail))
+    ]
+    assert _queued(ends[0], ends[1], layout, 135_168) == queued
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 8, 40])

@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,28 +86,34 @@ def clear(name: str) -> list[str] | None:
     """
     directory = paths.lab_dir(name)
     try:
-        if not _claim(name):
-            return None
+        with _claim(name) as claimed:
+            if not claimed:
+                return None
+            problems = _undo_all(journal.read(directory / "journal"))
+            if not problems:
+                (directory / "journal").unlink(missing_ok=True)
+                shutil.rmtree(directory, ignore_errors=True)
     except FileNotFoundError:
         return []
-    problems = _undo_all(journal.read(directory / "journal"))
     if not problems:
-        (directory / "journal").unlink(missing_ok=True)
-        shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             paths.RUN_DIR.rmdir()
     return problems
 
 
-def _claim(name: str) -> bool:
-    """Keep others from adopting what is being removed; the lock goes with this process."""
-    fd = os.open(paths.lab_dir(name) / "adopt.lock", os.O_RDWR | os.O_CREAT, 0o600)
+@contextlib.contextmanager
+def _claim(name: str) -> Iterator[bool]:
+    """Keep others from adopting what is being removed; whether that succeeded."""
+    fd = os.open(paths.lab_dir(name) / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
         os.close(fd)
-        return False
-    return True
 
 
 def _adopted(name: str) -> bool:
@@ -159,8 +166,10 @@ def _remove_unclaimed() -> None:
     for path in paths.RUN_DIR.iterdir():
         with contextlib.suppress(FileNotFoundError):
             old = time.time() - path.stat().st_ctime > _YOUNG_S
-            if path.is_dir() and old and not (path / "journal").exists() and _claim(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir() and old and not (path / "journal").exists():
+                with _claim(path.name) as claimed:
+                    if claimed:
+                        shutil.rmtree(path, ignore_errors=True)
     try:
         paths.RUN_DIR.rmdir()
     except OSError:
