@@ -30,7 +30,7 @@ from cbuild import FUZZ, ROOT, Build
 
 WORK = ROOT / "build" / "fuzz"
 TARGETS = sorted(source.stem.removeprefix("fuzz_") for source in FUZZ.glob("fuzz_*.c"))
-SHORT_S = int(os.environ.get("MINT_FUZZ_SECONDS", "4"))
+SHORT_S = int(os.environ.get("MINT_FUZZ_SECONDS", "3"))
 BUILD = Build(
     "fuzz", ("-fsanitize=address,undefined,fuzzer-no-link",), "clang", ("-fsanitize=fuzzer",)
 )

@@ -32,8 +32,8 @@ from test_attack_live import stream
 from test_lab_faults import BACK_S, is_back, worker
 
 LONG = bool(os.environ.get("MINT_LONG"))
-ROUNDS = 200 if LONG else 8  # times up and down
-NODES = 64 if LONG else 20  # of the largest lab
+ROUNDS = 200 if LONG else 5  # times up and down
+NODES = 64 if LONG else 12  # of the largest lab
 GARBAGE = 10_000  # frames
 STOPPED_S = 10.0
 FREE_PAGES = (*range(24), 256) if LONG else (0, 2, 5, 8, 12, 256)  # on the disk

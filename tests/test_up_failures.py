@@ -5,8 +5,9 @@ Once the step raises, as it would for want of memory, descriptors or room on the
 supervisor undoes what it did; once the supervisor dies there, and ``mint up`` undoes what its
 journal says. Which steps there are is not written down here: a start that succeeds tells.
 
-In `make test` so for nodes of kind netns (dying after one step of three), and raising in what a node
-of kind uml does. With ``MINT_LONG=1`` after all steps, both, and for kind qemu.
+In `make test` after every other step of two nodes of kind netns (dying: after every fifth), which
+take the same steps, and raising after all that a node of kind uml takes. With ``MINT_LONG=1`` after all
+steps, both, and for kind qemu.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ PAIR: dict[str, Any] = {"a": {"memory": "64M"}, "b": {"cpus": [0]}}
 def test_a_failure_after_any_step_leaves_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    every = 1 if how == "raise" or LONG else 3
+    every = 1 if LONG else 2 if how == "raise" else 5
     fail_everywhere(Starts(place, PAIR, monkeypatch), how, every=every)
 
 
