@@ -125,11 +125,13 @@ static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
 /* Move what was lost, and the generations joined, into the shared counters. */
 static inline void mint_ring_tx_account(struct mint_ring_tx *r)
 {
-    mint_a64 *lost = &r->own->tx_counter[MINT_TX_DROP_RESET];
-    mint_a64 *resets = &r->own->tx_counter[MINT_TX_RESETS];
+    mint_a64 *lost;
+    mint_a64 *resets;
 
     if (__builtin_expect(!r->lost && !r->rejoins, 1))
-        return;
+        return; /* a ring that is not used, as in the shared layout, has no slot */
+    lost = &r->own->tx_counter[MINT_TX_DROP_RESET];
+    resets = &r->own->tx_counter[MINT_TX_RESETS];
     store_relaxed(lost, load_relaxed(lost) + r->lost);
     store_relaxed(resets, load_relaxed(resets) + r->rejoins);
     r->lost = 0;
