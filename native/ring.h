@@ -125,10 +125,11 @@ static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
 /* Move what was lost, and the generations joined, into the shared counters. */
 static inline void mint_ring_tx_account(struct mint_ring_tx *r)
 {
-    mint_a64 *lost, *resets;
+    mint_a64 *lost;
+    mint_a64 *resets;
 
     if (__builtin_expect(!r->lost && !r->rejoins, 1))
-        return; /* as in layout shared, where there is no ring behind this */
+        return; /* a ring that is not used, as in the shared layout, has no slot */
     lost = &r->own->tx_counter[MINT_TX_DROP_RESET];
     resets = &r->own->tx_counter[MINT_TX_RESETS];
     store_relaxed(lost, load_relaxed(lost) + r->lost);

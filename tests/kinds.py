@@ -71,3 +71,13 @@ def reaches(lab: Lab, src: str, dst: str) -> None:
         lambda: lab[src].run(argv, check=False, timeout=20).returncode == 0,
         timeout=30,
     )
+
+
+def logs_in(lab: Lab, src: str, dst: str) -> None:
+    """Wait until one node's ssh logs into another, whose sshd starts last when it boots."""
+    argv = ["ssh", dst, "hostname"]
+    wait_for(
+        f"{src} logs into {dst}",
+        lambda: lab[src].run(argv, check=False, timeout=30).stdout == f"{dst}\n",
+        timeout=30,
+    )

@@ -17,7 +17,7 @@ import pytest
 
 import labs
 import machine as machine_module
-from kinds import SMALL, boots, demand, reaches, wait_up
+from kinds import SMALL, boots, demand, logs_in, reaches, wait_up
 from labs import Traffic, inside, node_status, port_status, wait_for
 from mint_vni.lab import Lab
 
@@ -146,7 +146,7 @@ class TestTrouble:
         reaches(lab, "n", node)
         reaches(lab, node, "n")
         assert boots(lab, node) >= before
-        assert lab["n"].run(["ssh", node, "hostname"], timeout=30).stdout == f"{node}\n"
+        logs_in(lab, "n", node)
 
     @pytest.mark.parametrize("node", GUESTS)
     def test_a_guest_is_killed(self, lab: Lab, node: str) -> None:

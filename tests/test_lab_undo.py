@@ -22,7 +22,8 @@ import pytest
 import labs
 import mint_vni
 from labs import Child, mint, one_sentence, ping, wait_for
-from mint_vni.lab import Lab
+from mint_vni.cli import main
+from mint_vni.lab import Lab, client
 from mint_vni.lab.plan import read_plan
 
 pytestmark = pytest.mark.usefixtures("machine")
@@ -141,6 +142,38 @@ def test_an_interrupt_when_it_is_ready_leaves_all_or_nothing(
     assert status in ((0, -signal.SIGINT) if is_up else (130,)), said
     if is_up:
         assert mint("down", start.name).returncode == 0
+
+
+def test_an_interrupt_is_too_late_once_the_lab_is_to_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between the supervisor's being told to keep it and the sentence that says so."""
+    keep = client._keep
+
+    def kept(*args: Any) -> None:
+        keep(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(client, "_keep", kept)
+    file = labs.write(tmp_path, source := labs.source("late", "ab"))
+    assert main(["up", str(file)]) == 0
+    assert "is ready" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert main(["down", source["lab"]]) == 0
+    # In the foreground it is the way to take the lab down.
+    assert main(["up", "--foreground", str(file)]) == 0
+    assert "is down" in capfd.readouterr().err
+    assert Lab.names() == []
+
+
+def test_a_lab_does_not_stay_against_its_maker(tmp_path: Path) -> None:
+    def ready(lab: Lab) -> None:
+        ping(lab["a"], "b", count=1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Lab.up(labs.source("unwanted", "ab"), ready=ready)
+    assert Lab.names() == []
 
 
 @pytest.mark.parametrize("moment", MOMENTS[2:])

@@ -26,7 +26,7 @@ from typing import Annotated, Protocol, cast, runtime_checkable
 import typer
 
 from mint_vni.cli.bench import app as bench_app
-from mint_vni.cli.common import USAGE, demand_verb, note
+from mint_vni.cli.common import INTERRUPTS, USAGE, demand_verb, note
 from mint_vni.cli.console import console
 from mint_vni.cli.doctor import doctor
 from mint_vni.cli.down import down
@@ -186,9 +186,11 @@ def _signals_interrupt() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    wanted = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in wanted}
+    before = {n: handler for n in INTERRUPTS if (handler := signal.getsignal(n)) is not None}
     try:
+        for number, handler in before.items():
+            if number != signal.SIGINT and handler != signal.SIG_IGN:
+                signal.signal(number, interrupt)
         yield received
     finally:
         for number, handler in before.items():

@@ -31,6 +31,24 @@ def lab_class() -> type[Lab]:
     return Lab
 
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def ignore_interrupts() -> None:
+    """Let nothing short of SIGKILL end this verb any more; `main` takes it back.
+
+    Raises:
+        KeyboardInterrupt: One had come before.
+    """
+    # Blocked meanwhile: one that Python noted and has not acted upon would be lost with a warning.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        for number in INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 # ------------------------------------------------------------------------------- finding
 
 

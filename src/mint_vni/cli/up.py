@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mint_vni.cli.common import JsonOption, console, lab_class, note, print_json
+from mint_vni.cli.common import JsonOption, console, ignore_interrupts, lab_class, note, print_json
 
 if TYPE_CHECKING:
     from mint_vni import Lab
@@ -43,24 +40,34 @@ def up(
     if dry_run:
         _show_plan(file, json=json)
         return
-    start = time.monotonic()
-    lab = lab_class().up(file, progress=note)
-    if not foreground:
-        # It is up: an interrupt that comes now is too late, and must not look as if it were not.
-        with _undisturbed():
-            _say_ready(lab, time.monotonic() - start, foreground=False)
-            if json:
-                print_json(lab.status())
+    begun = time.monotonic()
+    if foreground:
+        _stay(file, begun, json=json)
         return
+    # From the moment when it is to stay up, an interrupt is too late, and must not look as if it
+    # were not.
+    lab = lab_class().up(file, progress=note, ready=lambda _: ignore_interrupts())
+    _say_ready(lab, time.monotonic() - begun, foreground=False)
+    if json:
+        print_json(lab.status())
+
+
+def _stay(file: Path, begun: float, *, json: bool) -> None:
+    """Bring a lab up and take it down at an interrupt."""
+    ours: list[Lab] = []
     try:
-        _say_ready(lab, time.monotonic() - start, foreground=True)
+        lab = lab_class().up(file, progress=note, ready=ours.append)
+        _say_ready(lab, time.monotonic() - begun, foreground=True)
         if json:
             print_json(lab.status())
         _wait_while_up(lab)
     except KeyboardInterrupt:
-        note(f"taking lab {lab.name} down")
+        if not ours:
+            raise
+        note(f"taking lab {ours[0].name} down")
     finally:
-        with _undisturbed():
+        ignore_interrupts()  # a second Ctrl-C is not to leave half a lab behind
+        for lab in ours:
             _take_down(lab)
 
 
@@ -81,18 +88,6 @@ def _take_down(lab: Lab) -> None:
     if lab.name in lab_class().names():
         lab.down()
     note(f"lab {lab.name} is down")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let a second Ctrl-C not leave half a lab behind."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------- the plan

@@ -134,12 +134,19 @@ class Lab:
             self._facts: dict[str, dict[str, Any]] = client.request("facts")
 
     @classmethod
-    def up(cls, source: str | Path | Mapping[str, Any], progress: Progress | None = None) -> Lab:
+    def up(
+        cls,
+        source: str | Path | Mapping[str, Any],
+        progress: Progress | None = None,
+        ready: Callable[[Lab], None] | None = None,
+    ) -> Lab:
         """Bring a lab up; returns when every node is ready.
 
         Args:
             source: path of a lab file, the text of one (more than one line), or a dictionary.
             progress: called with a sentence at each step.
+            ready: called with the lab when every node is ready; it stays up if this returns. What
+                comes later, an interrupt say, no longer undoes it.
 
         Raises:
             LabFileError: the file says something that cannot be.
@@ -150,6 +157,8 @@ class Lab:
         check_machine(plan, MachineFacts.here())
         with start(plan, progress) as keep:
             lab = cls(plan.name)
+            if ready:
+                ready(lab)
             keep()
         return lab
 
