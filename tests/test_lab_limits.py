@@ -284,6 +284,7 @@ def test_a_node_out_of_memory_harms_no_other(machine: None) -> None:
 # ------------------------------------------------------------------------------ again, and large
 
 
+@pytest.mark.timeout(1800)
 def test_up_and_down_again_and_again_grows_nothing(machine: None) -> None:
     """Descriptors and memory of a process that does it; the rest of the machine by the fixture."""
     source = labs.source("again", "ab")
