@@ -5,7 +5,7 @@ Processes and namespaces count when they descend from the test run: it is the su
 it starts, so nothing of it can get away, and what others do meanwhile does not matter. Interfaces,
 files, control groups, mounts and kernel settings are the whole machine's. Where other people create
 files in /tmp and the like or mount something at the same time, set ``MINT_TEST_SHARED_MACHINE=1``:
-then of both only what is the tests' own is compared.
+then of these, and of control groups, only what is the tests' own is compared.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def _cgroups(ours: Iterable[Process]) -> Iterator[str]:
         for directory, names, _ in os.walk(line.split()[4]):
             others = {name for name in names if _is_foreign(os.path.join(directory, name), pids)}
             names[:] = [name for name in names if name not in others]
-            yield directory
+            if "/mint-" in directory or not _shared():
+                yield directory
 
 
 def _is_foreign(group: str, ours: set[int]) -> bool:

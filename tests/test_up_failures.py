@@ -64,7 +64,7 @@ def place(tmp_path: Path, lab_host: None) -> Iterator[Path]:
 def fail_everywhere(starts: Starts, how: str, only: str = "", every: int = 1) -> None:
     """A failure after each step; `only`: steps whose names contain this, `every`: of how many one."""
     steps = [step for step in starts.at(NO_STEP, how) if only in step][::every]
-    assert len(steps) == len(set(steps)) > 10, steps
+    assert len(steps) == len(set(steps)) > 5, steps
     start, changed = time.monotonic(), {}
     for step in steps:
         try:
