@@ -205,6 +205,15 @@ def converse(messages: list[tuple[int, int, bytes, int, list[int]]]) -> None:
 def test_a_front_end_may_say_anything(
     messages: list[tuple[int, int, bytes, int, list[int]]],
 ) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     converse(messages)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before, "descriptors are left"
+    assert descriptors() == before, "descriptors are left"
+
+
+def descriptors() -> int:
+    """How many this process has open, but for files of /proc: other threads of the tests read those."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += not os.readlink(entry).startswith("/proc/")
+    return found
