@@ -110,6 +110,7 @@ def test_memory_is_what_the_layouts_say() -> None:
     assert row.values["idle"] == [0.0]
     assert row.values["all_to_all"] == row.values["reserved"]
     assert row.values["sparse"] == [393_216 / 2**20]
+    assert row.values["reclaimed"] == row.values["sparse"]  # what all had used was given back
     computed = result.find(layout="per-channel", n=256)
     assert computed and computed.values["formula"] == [pytest.approx(256 * 255 * 0.375)]
 

@@ -133,7 +133,7 @@ def memory(result: Result) -> Any:
     if not any("formula" in row.values for row in result.rows):
         return None
     figure, axes = _figure("Packet-buffer memory for n Linuxes", "n", "MiB")
-    styles = {"reserved": "o", "all_to_all": "s", "sparse": "^", "idle": "v"}
+    styles = {"reserved": "o", "all_to_all": "s", "sparse": "^", "reclaimed": "x", "idle": "v"}
     layouts = list(dict.fromkeys(str(r.key["layout"]) for r in result.rows))
     for color, layout in enumerate(layouts):
         rows = [r for r in result.rows if r.key["layout"] == layout]
