@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 
 from mint_vni.bench import latency, meter, sockets, ways
 from mint_vni.bench.frames import CHANNEL_BYTES
-from mint_vni.bench.part import Case, Group, Part, reason
+from mint_vni.bench.part import EXPECTED, Case, Group, Part, reason
 from mint_vni.bench.result import Key, Metric, Skipped
 from mint_vni.bench.runner import Run, Runner
-from mint_vni.errors import FabricError, MintError, NodeError, PlatformError
+from mint_vni.errors import FabricError, NodeError, PlatformError
 
 SIZES = (64, 1500)
 OURS = "Mint VNI"
@@ -113,7 +113,7 @@ class Peers(Part):
             for name, opener in openers.items():
                 try:
                     way = stack.enter_context(opener())
-                except (MintError, OSError, subprocess.SubprocessError) as error:
+                except EXPECTED as error:
                     self.skipped.append(Skipped(name, reason(error)))
                     continue
                 found.append(cases(way))
