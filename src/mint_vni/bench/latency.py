@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 from mint_vni.bench import guests, meter, ways
-from mint_vni.bench.part import Case, Group, Part
+from mint_vni.bench.part import Case, Group
 from mint_vni.bench.result import Key, Metric, Result
-from mint_vni.bench.runner import WAITING, Runner, Trips
+from mint_vni.bench.runner import WAITING, Trips
+from mint_vni.bench.running import RunnerPart
 from mint_vni.bench.sockets import POLLING_US, opened, total
 from mint_vni.fabric.regions import LAYOUTS
 
@@ -83,7 +84,7 @@ def cases_of(way: ways.Way, what: Mapping[str, Ask], base: str) -> list[Case]:
     return [case(name, ask) for name, ask in what.items()]
 
 
-class Latency(Part):
+class Latency(RunnerPart):
     """Round trips."""
 
     name: ClassVar[str] = "latency"
@@ -94,20 +95,8 @@ class Latency(Part):
     def __init__(self, settings: Any) -> None:
         """Nothing is started yet."""
         super().__init__(settings)
-        self._runner: Runner | None = None
         self.count = max(50, int(20_000 * settings.seconds))
         self.kinds = ways.kinds_of(settings.option("kinds", None), quick=settings.quick)
-
-    @property
-    def runner(self) -> Runner:
-        """The process that carries out the runs of frames."""
-        self._runner = self._runner or Runner()
-        return self._runner
-
-    def close(self) -> None:
-        """End it."""
-        if self._runner:
-            self._runner.close()
 
     def method(self) -> list[str]:
         """How it measures."""

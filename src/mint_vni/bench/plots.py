@@ -102,7 +102,7 @@ def sockets(result: Result) -> Any:
     """Throughput of each test over each path."""
     found = [
         (f"{r.key['test']}\n{r.group}", str(r.key["path"]), s)
-        for r, s in _with(_legible(result.rows, ("TCP", "UDP 1472 B")), "gbps")
+        for r, s in _with(_legible(result.rows, ("TCP", "UDP")), "gbps")
     ]
     return _bars("Socket to socket, received", "Gbps", found)
 
