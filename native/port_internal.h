@@ -41,6 +41,7 @@ struct mint_peer {
     uint64_t wait_since; /* when the consumer was last seen to make progress, or waiting for it
                             began; 0: it gave room since */
     uint64_t wait_mark;  /* its progress then */
+    uint64_t tried_mark; /* its progress when a frame last found no room */
 
     uint32_t spurious;       /* rings without a record since spurious_since */
     uint64_t spurious_since; /* start of the window they are counted in */
@@ -126,6 +127,14 @@ static inline uint64_t peer_progress(const struct mint_port *port, const struct 
         return mint_pooled_progress(port->pooled, peer->index);
     return load_acquire(&peer->slot->tail) ^
            ((uint64_t)MINT_END_GEN(load_acquire(&peer->slot->rx_end)) << 40);
+}
+
+/* Whether it is time to look again for the room that is waited for in the peer's channel. */
+static inline bool peer_room(const struct mint_port *port, const struct mint_peer *peer)
+{
+    if (port->pool || port->pooled)
+        return peer_progress(port, peer) != peer->wait_mark;
+    return mint_ring_tx_ample(&peer->tx);
 }
 
 /* Whether others than the peer may have to give the room that a frame for it waits for. */

@@ -220,12 +220,13 @@ void mint_port_refused(struct mint_port *port, const struct mint_view *v, enum m
     peer->rx_bytes -= v->len;
 }
 
-/* Wake a sender that waits for room, once for each time it began to. */
-static void ring_for_room(struct mint_peer *peer)
+/* Wake a sender that waits for room, once for each time it began to, when there is enough. */
+static void ring_for_room(const struct mint_port *port, struct mint_peer *peer)
 {
     uint32_t want = load_relaxed(&peer->slot->tx_want);
+    bool ample = port->pool || port->pooled || mint_ring_rx_ample(&peer->rx);
 
-    if ((want & 1) && want != peer->rung_want) {
+    if ((want & 1) && want != peer->rung_want && ample) {
         peer->rung_want = want;
         bump(&peer->own->rx_counter[MINT_RX_RINGS], 1);
         mint_bell_ring(peer->bell);
@@ -252,10 +253,10 @@ void mint_port_recycle(struct mint_port *port)
     full_fence(); /* pairs with the one in mint_port_wait_room(): room given before looking who waits */
     if (port->pool) { /* the room may be anybody's */
         for (uint32_t i = 0; i < port->count; i++)
-            ring_for_room(port->list[i]);
+            ring_for_room(port, port->list[i]);
     } else {
         for (uint32_t i = 0; i < port->rx_dirty_count; i++)
-            ring_for_room(port->rx_dirty[i]);
+            ring_for_room(port, port->rx_dirty[i]);
     }
     port->rx_dirty_count = 0;
 }

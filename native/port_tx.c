@@ -321,9 +321,14 @@ bool mint_port_ask_room(struct mint_port *port, uint32_t index)
 {
     struct mint_peer *peer = port->peers[index];
     uint64_t progress = peer_progress(port, peer);
+    bool room = peer_room(port, peer);
     bool moved = progress != peer->wait_mark || !peer->wait_since;
 
-    if (peer->waiting && port->asked && !moved)
+    if (moved) {
+        peer->wait_since = now_ns();
+        peer->wait_mark = progress;
+    }
+    if (peer->waiting && port->asked && !room)
         return false;
     if (!peer->waiting) {
         mint_port_flush(port); /* what is staged must be seen, or there is nothing to free */
@@ -333,10 +338,7 @@ bool mint_port_ask_room(struct mint_port *port, uint32_t index)
         peer->waiting = true;
         bump(&peer->own->tx_counter[MINT_TX_WAITS], 1);
     }
-    if (moved) {
-        peer->wait_since = now_ns();
-        peer->wait_mark = progress;
-    }
+    peer->tried_mark = progress;
     port->asked = true;
     set_want(port, peer, true);
     full_fence(); /* pairs with the one in mint_port_recycle(): wanted before looking for room */
@@ -359,6 +361,10 @@ uint64_t mint_port_wait_room(struct mint_port *port, uint32_t index)
     waited = now_ns() - peer->wait_since;
     if (waited < limit)
         return limit - waited;
+    if (peer->tried_mark != peer->wait_mark) {
+        peer->tried_mark = peer->wait_mark; /* it gave some room, if not ample: a frame may fit */
+        return 1;
+    }
     peer->stalled = true;
     store_relaxed(&peer->own->tx_stalled, 1);
     bump(&peer->own->tx_counter[MINT_TX_STALLS], 1);

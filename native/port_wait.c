@@ -38,6 +38,7 @@
 #define CROWDED_LEAST_NS 1000000ull /* then the core counts as crowded for so long, at first, */
 #define CROWDED_MOST_NS 32000000ull /* and for so long at most */
 #define SPIN_LEAST_NS 2000u         /* shortest spin worth its while */
+#define ANSWER_SPANS 4u             /* how many times poll_us an answer is waited for */
 
 static int watch(struct mint_port *port, int fd, uint32_t event, uint32_t how)
 {
@@ -91,7 +92,7 @@ static bool pending(const struct mint_port *port)
 {
     const struct mint_peer *w = port->waiting;
 
-    if (w && (peer_progress(port, w) != w->wait_mark || !peer_up(port, w)))
+    if (w && (peer_room(port, w) || !peer_up(port, w)))
         return true;
     if (port->waiter && port->waiter->pending(port->waiter->context))
         return true;
@@ -308,14 +309,22 @@ static int spin(struct mint_port *port, uint64_t span, int64_t timeout_ns)
 }
 
 /*
- * Adapt a span to what spinning would have been good for: a sleep shorter than poll_us could have
- * been spared by a longer spin, a longer one could not have been.
+ * The longest sleep that a spin may spare: poll_us for whatever comes. An answer is worth more: the
+ * peer had to be woken first, which takes longer than all else in a round trip where its core had
+ * been idle; and nobody spins for one who has not sent.
  */
-static void adapt(const struct mint_port *port, uint64_t *span, uint64_t slept_ns)
+static uint64_t longest(const struct mint_port *port, bool answer)
 {
-    uint64_t most = (uint64_t)port->config.poll_us * 1000u;
+    return (uint64_t)port->config.poll_us * 1000u * (answer ? ANSWER_SPANS : 1u);
+}
 
-    if (slept_ns > most)
+/*
+ * Adapt a span to what spinning would have been good for: a sleep that a longer spin could have
+ * spared makes it longer, any other one shorter.
+ */
+static void adapt(uint64_t *span, bool spared, uint64_t most)
+{
+    if (!spared)
         *span = *span / 2 >= SPIN_LEAST_NS ? *span / 2 : 0;
     else if (*span < SPIN_LEAST_NS)
         *span = SPIN_LEAST_NS < most ? SPIN_LEAST_NS : most;
@@ -441,7 +450,7 @@ static int spin_first(struct mint_port *port, uint64_t *span, int64_t timeout_ns
         port->crowded_until = 0;
     }
     if (for_nothing && port->slept)
-        adapt(port, span, UINT64_MAX);
+        adapt(span, false, 0);
     if (!for_nothing || port->slept)
         port->spun_ns = 0;
     port->spun_at = port->activity;
@@ -452,7 +461,8 @@ static int spin_first(struct mint_port *port, uint64_t *span, int64_t timeout_ns
 int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
 {
     bool adaptive = port->config.poll_us && timeout_ns != 0;
-    uint64_t *span = &port->spin_ns[port->sent_last];
+    bool asked = port->sent_last;
+    uint64_t *span = &port->spin_ns[asked];
     uint64_t slept = 0;
     int events;
 
@@ -467,8 +477,11 @@ int mint_port_wait(struct mint_port *port, int64_t timeout_ns)
         slept = now_ns();
     events = sleep_and_tend(port, timeout_ns);
     port->slept = true;
-    if (adaptive)
-        adapt(port, span, now_ns() - slept);
+    if (adaptive) {
+        bool answer = asked && events > 0 && ((uint32_t)events & MINT_EV_BELL);
+
+        adapt(span, now_ns() - slept <= longest(port, answer), longest(port, asked));
+    }
     if (port->masked)
         unmask_due(port);
     if (port->shunned)

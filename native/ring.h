@@ -122,6 +122,22 @@ static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
            r->head + need - r->tail <= r->cap;
 }
 
+/*
+ * Whether so much is free that a producer which waits for room is worth waking: half. Woken for
+ * each record that is given back, it would fill that, find no more, and sleep again; woken at half,
+ * it is there again before the consumer has run dry. Half holds the longest record, in any ring.
+ */
+static inline bool mint_ring_tx_ample(const struct mint_ring_tx *r)
+{
+    return r->head - load_acquire(&r->peer->tail) <= r->cap / 2;
+}
+
+/* The same, as the consumer sees it; one that it has no common generation with is not its affair. */
+static inline bool mint_ring_rx_ample(const struct mint_ring_rx *r)
+{
+    return !r->open || load_relaxed(&r->peer->head) - r->recycled <= r->cap / 2;
+}
+
 /* Move what was lost, and the generations joined, into the shared counters. */
 static inline void mint_ring_tx_account(struct mint_ring_tx *r)
 {

@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -157,6 +158,23 @@ def test_the_table_shows_rows_ratios_failures_and_what_is_missing(
     text = captured.get()
     for part in ("x one", "By making it up.", "failed: two: it fell over", "buy one", "memcpy 100"):
         assert part in text
+
+
+def test_the_table_says_once_what_its_rows_share_and_keeps_large_numbers_short() -> None:
+    result = made()
+    result.rows = [
+        Row(key={"test": "TCP", "path": path}, values={"gbps": [value]}, group="nodes")
+        for path, value in (("one", 12345.6), ("two", 12.3))
+    ] + [Row(key={"test": "UDP", "path": "one"}, values={"gbps": [1.0]}, group="nodes")]
+    result.rows[1].compare_with(replace(result.rows[0], key={"test": "TCP", "path": "a long name"}))
+    out = Console(width=100, highlight=False)
+    with out.capture() as captured:
+        show.show(result, out)
+    lines = captured.get().splitlines()
+    assert len([line for line in lines if "TCP" in line]) == 1
+    assert any("12,346" in line for line in lines)
+    heading = next(i for i, line in enumerate(lines) if "x a long" in line)
+    assert "name" in lines[heading + 1]
 
 
 def test_steal_and_machine_are_found() -> None:

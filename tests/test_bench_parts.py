@@ -14,7 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mint_vni.bench import meter, ways
+from guest_nodes import need
+from machine import descendants
+from mint_vni.bench import guests, meter, ways
 from mint_vni.bench.frames import Frames
 from mint_vni.bench.latency import Latency
 from mint_vni.bench.memory import Memory
@@ -24,6 +26,7 @@ from mint_vni.bench.result import Result
 from mint_vni.bench.runner import PATTERNS, Run, Runner, Trips, quantiles
 from mint_vni.errors import FabricError, NodeError, PlatformError
 from mint_vni.fabric.regions import LAYOUTS
+from node_bench import until
 
 SCHEMA = json.loads(
     (Path(__file__).resolve().parent.parent / "docs" / "bench.schema.json").read_text()
@@ -110,6 +113,7 @@ def test_memory_is_what_the_layouts_say() -> None:
     assert row.values["idle"] == [0.0]
     assert row.values["all_to_all"] == row.values["reserved"]
     assert row.values["sparse"] == [393_216 / 2**20]
+    assert row.values["reclaimed"] == row.values["sparse"]  # what all had used was given back
     computed = result.find(layout="per-channel", n=256)
     assert computed and computed.values["formula"] == [pytest.approx(256 * 255 * 0.375)]
 
@@ -186,6 +190,8 @@ def test_round_trips_over_every_way() -> None:
 def test_isolation_stops_and_continues_the_neighbour() -> None:
     result = quick("isolation")
     good(result)
+    beside = result.find(neighbour="a sends to c")
+    assert beside and beside.values["beside"][0] > 0
     stopped = result.find(neighbour="a sends to c, which is stopped")
     assert stopped and stopped.values["gbps"][0] > 0
     assert stopped.against == {"layout": "per-channel", "neighbour": "a sends to c"}
@@ -198,3 +204,73 @@ def test_peers_that_are_there_are_measured_and_the_others_named() -> None:
     assert {"Mint VNI", "veth", "Linux bridge", "AF_UNIX seqpacket"} <= found
     for skipped in result.skipped:
         assert "install" in skipped.why
+
+
+# ---------------------------------------------------------------------------- with guests
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("kind", guests.PEERS)
+def test_guests_are_measured_beside_their_peers(kind: str) -> None:
+    need(kind)
+    result = quick("sockets", kinds=(kind,))
+    good(result)
+    base = next(iter(guests.PEERS[kind]))
+    for path in ("default", "polling", "veth", *guests.PEERS[kind]):
+        row = result.find(path=path, test="TCP")
+        assert row and row.group == f"{kind} to {kind}" and row.values["gbps"][0] > 0
+        assert row.against == (None if path == base else {"test": "TCP", "path": base})
+    assert any(f"between nodes of kind {kind}: default" in note for note in result.notes)
+
+
+@pytest.mark.usefixtures("machine")
+def test_round_trips_between_every_two_kinds() -> None:
+    need("uml")
+    result = quick("latency", kinds=("netns", "uml"))
+    good(result)
+    pairs = ["netns to netns", "netns to uml", "uml to uml"]
+    assert [g for g in dict.fromkeys(r.group for r in result.rows) if " to " in g] == pairs
+    answered = [row for row in result.rows if row.group in pairs and row.key["test"] == "TCP 64 B"]
+    assert {row.key["path"] for row in answered} > {"default", "veth", "UML vector tap"}
+    assert all(row.values["p50"][0] > 0 for row in answered)
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_peer_that_cannot_be_is_named_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(_cpus: Sequence[int]) -> Any:
+        raise PlatformError("there is none; buy one")
+
+    monkeypatch.setitem(guests.PEERS, "netns", {"another": missing})
+    result = quick("sockets", kinds=("netns",))
+    assert [(s.what, s.why) for s in result.skipped] == [("another", "there is none; buy one")]
+    row = result.find(path="default", test="TCP")
+    assert row and row.values["gbps"][0] > 0 and row.against is None
+
+
+HELD = """
+import sys
+from mint_vni.bench import guests
+with guests.PEERS["uml"]["UML vector tap"]((0, 0)):
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("machine")
+def test_guests_end_with_who_measures_them_even_if_that_is_killed() -> None:
+    need("uml")
+    pinned = HELD.replace("(0, 0)", str(CPUS[:1] * 2))
+    with subprocess.Popen(
+        [sys.executable, "-c", pinned], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "up\n"
+        assert guests_running()
+        process.kill()
+    until("the guests end", lambda: not guests_running(), 60.0)
+
+
+def guests_running() -> list[int]:
+    """Kernels that were started from here."""
+    return [process.pid for process in descendants() if process.name == "linux"]

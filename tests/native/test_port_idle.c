@@ -112,17 +112,19 @@ static void active_channels_are_left_alone(void)
     EACH_LAYOUT(layout)
     {
         struct fabric *f = open_fabric(layout, 1);
+        bool own = layout == MINT_LAYOUT_PER_CHANNEL;
         uint64_t start;
 
         talk(f, 0, 1);
         start = now_ns();
-        while (now_ns() - start < 5 * TENTH) { /* too busy to sleep: the flushes do it */
+        /* Too busy to sleep: the flushes do it, however few a busy machine lets through. */
+        while (now_ns() - start < 5 * TENTH ||
+               (own && committed(f, 0, 1) && now_ns() - start < 100 * TENTH)) {
             CHECK(send_frame(f, 0, 2, 1500, 1) == MINT_SENT, "not sent");
             CHECK(recv_mark(f, 2) == 1, "not received");
         }
         CHECK(committed(f, 0, 2) > 64 << 10, "taken from one who talks");
-        if (layout == MINT_LAYOUT_PER_CHANNEL)
-            CHECK(committed(f, 0, 1) == 0, "kept by one who does not");
+        CHECK(!own || committed(f, 0, 1) == 0, "kept by one who does not");
         fabric_free(f);
     }
 }

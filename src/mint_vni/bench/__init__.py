@@ -21,5 +21,7 @@ what they use
 `iperf`        unmodified iperf3
 `meter`        ping, and mint-meter: round trips and floods
 `ways`         ways from one place to another: labs, veth, bridges, VDE, DPDK
+`guests`       ways between guests: UML's vector driver, QEMU's own back ends
+`leash`        ends what a benchmark that was killed has left
 =============  ====================================================================
 """

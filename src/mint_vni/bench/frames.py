@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from mint_vni.bench.part import Case, Group, Part, label
+from mint_vni.bench.part import Case, Group, label
 from mint_vni.bench.result import Key, Metric, Result
-from mint_vni.bench.runner import WAITING, Run, Runner
+from mint_vni.bench.runner import WAITING, Run
+from mint_vni.bench.running import PEAK_METHOD, PeakPart
 from mint_vni.errors import FabricError
 from mint_vni.fabric.regions import LAYOUTS
 
@@ -34,10 +35,9 @@ CROWDS = (
 )
 _FIRST_GUESS = {64: 20e6, 256: 15e6, 1500: 8e6, 9000: 2e6, 65535: 2e5}  # frames a second
 _VERIFY_FRAMES = 200_000
-_PEAK_MB = 128
 
 
-class Frames(Part):
+class Frames(PeakPart):
     """The packet buffers alone."""
 
     name: ClassVar[str] = "frames"
@@ -71,22 +71,9 @@ class Frames(Part):
         self.crowds: Sequence[tuple[str, int]] = settings.option(
             "crowds", (("several to one", 3), ("all to all", 4)) if settings.quick else CROWDS
         )
-        self.memcpy = self.peak = 0.0
-        self._runner: Runner | None = None
         unknown = [name for name in self.layouts if name not in LAYOUTS]
         if unknown:
             raise FabricError(f"no layout {unknown[0]}; use one of {', '.join(LAYOUTS)}")
-
-    @property
-    def runner(self) -> Runner:
-        """The process that carries out the runs."""
-        self._runner = self._runner or Runner()
-        return self._runner
-
-    def close(self) -> None:
-        """End it."""
-        if self._runner:
-            self._runner.close()
 
     def method(self) -> list[str]:
         """How it measures."""
@@ -99,25 +86,14 @@ class Frames(Part):
             " and CPU ns (of all processes, for one frame) says more than the throughput.",
             "Every configuration was first run once with numbered frames and all bytes checked.",
             "x memcpy: the throughput over that of streaming memcpy (32 MiB, one core) in the same"
-            " turn. % of peak: over the machine's peak read plus write bandwidth (all cores,"
-            f" {_PEAK_MB} MiB each; the best of reading, writing and copying) in the same turn: to"
-            " be set beside the paper's 38 %.",
+            " turn.",
+            PEAK_METHOD,
             "lock ns: waiting for the lock of layout shared, for one frame, all processes.",
         ]
 
     def described(self) -> dict[str, Any]:
         """What the runs have in common."""
         return {"channel_bytes": CHANNEL_BYTES, "distinct_frames": 1024, "batch": 32}
-
-    def each_turn(self) -> dict[str, float]:
-        """Memcpy and the memory's peak."""
-        noise = super().each_turn()
-        span = 0.05 if self.settings.quick else 0.2
-        peak = self.runner.do(
-            "peak", cpus=list(self.settings.cpus), megabytes=_PEAK_MB, seconds=span
-        )
-        self.memcpy, self.peak = noise["memcpy_gbps"], peak["peak"]
-        return noise | {f"memory_{name}_gbps": value for name, value in peak.items()}
 
     def groups(self) -> Iterator[Group]:
         """One for pairs, one for each crowd."""

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mint_vni.errors import NodeError, PlatformError
@@ -17,6 +19,7 @@ from mint_vni.errors import NodeError, PlatformError
 Place = Callable[[Sequence[str]], list[str]]
 
 _START_S = 5.0
+_CONGESTION = "net.ipv4.tcp_congestion_control"
 PORT = 5201  # iperf3's own
 UDP_PAYLOAD = 1472  # bytes: with UDP, IPv4 and Ethernet headers a 1514-byte frame, 1500 of IP
 
@@ -61,12 +64,14 @@ class Test:
         udp: datagrams of 1472 bytes as fast as they can be sent, instead of TCP.
         streams: at once, in one iperf3.
         both: the same the other way at the same time, by a second iperf3.
+        congestion: TCP's congestion control at both ends; empty: what each of them has.
     """
 
     name: str
     udp: bool = False
     streams: int = 1
     both: bool = False
+    congestion: str = ""
 
 
 def measure(
@@ -121,6 +126,48 @@ def carry_out(test: Test, server: Place, client: Place, address: str, seconds: f
         PlatformError: iperf3 is not installed.
         NodeError: iperf3 failed; with what it said.
     """
+    with ExitStack() as stack:
+        for place in (server, client) if test.congestion else ():
+            stack.enter_context(_congestion(place, test.congestion))
+        return _carry_out(test, server, client, address, seconds)
+
+
+@contextmanager
+def _congestion(place: Place, name: str) -> Iterator[None]:
+    """Have new TCP connections of a network namespace use this congestion control meanwhile.
+
+    Not by iperf3's own option: a socket that was begun with bbr is paced for good.
+    """
+    before = _sysctl(place, "-n", _CONGESTION)
+    _sysctl(place, "-qw", f"{_CONGESTION}={name}")
+    try:
+        yield
+    finally:
+        _sysctl(place, "-qw", f"{_CONGESTION}={before}")
+
+
+def _sysctl(place: Place, *args: str) -> str:
+    done = subprocess.run(
+        place(["sysctl", *args]),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    if done.returncode != 0:
+        raise NodeError(f"sysctl {args[-1]}: {done.stderr.strip() or 'it failed'}")
+    return done.stdout.strip()
+
+
+def paced() -> bool:
+    """Whether this machine's TCP sets a timer for each segment (bbr), which can be the limit."""
+    with suppress(OSError):
+        return Path("/proc/sys", _CONGESTION.replace(".", "/")).read_text().strip() == "bbr"
+    return False
+
+
+def _carry_out(test: Test, server: Place, client: Place, address: str, seconds: float) -> Flow:
     options = ["-P", str(test.streams)] if test.streams > 1 else []
     if not test.both:
         return measure(server, client, address, seconds=seconds, udp=test.udp, options=options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def _idle(_lab: Lab) -> Iterator[None]:
 def _burning(lab: Lab) -> Iterator[None]:
     """Have c and d use their cores, and send nothing."""
     with ExitStack() as stack:
+        # One process each takes somewhat more CPU time than programs and workers that send.
         for name in ("c", "d"):
             stack.enter_context(meter.serving(lab[name].exec_argv, ["burn", str(_FOR_S)]))
         yield
@@ -105,10 +107,12 @@ class Isolation(Part):
     root: ClassVar[bool] = True
     defaults: ClassVar[tuple[int, float]] = (5, 1.0)
     metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("gbps", "TCP Gbps", "Gbps", "higher", 2, "spread", ratio=True),
-        Metric("p50", "TCP 64 B p50 us", "us", "lower", 0, "spread", ratio=True),
+        Metric("gbps", "TCP Gbps", "Gbps", "higher", 1, "spread", ratio=True),
+        Metric("p50", "64 B p50 us", "us", "lower", 0, ratio=True),
         Metric("p99", "p99 us", "us", "lower", 0),
-        Metric("drops", "frames a to b dropped", "", "lower", 0, ""),
+        Metric("drops", "lost", "", "lower", 0),
+        Metric("beside", "beside/s", "1/s", "", 0),
+        Metric("beside_drops", "lost", "", "", 0),
     )
 
     def __init__(self, settings: Any) -> None:
@@ -135,9 +139,12 @@ class Isolation(Part):
             f" {[cpus[i % len(cpus)] for i in range(4)]} (a, b, c, d). From a to b: iperf3 TCP, then"
             f" {self.trips:,} TCP requests of 64 B, one at a time, while the neighbour does what the"
             " row says. Each row is compared with its control, named in its facts, which uses the"
-            " same CPUs: 'a sends to c, which is stopped' with the same datagrams"
+            " same CPUs: sending with a process on each core that only burns it; 'a sends to c, which"
+            " is stopped' with the same datagrams"
             f" ({_RATE:,} a second, 1400 B) to a c that takes them.",
             "Stopped: c's worker got SIGSTOP, so nothing empties its channels.",
+            "lost: frames from a to b that the fabric dropped; beside/s: all other frames, a second,"
+            " and how many of those it dropped.",
         ]
 
     def groups(self) -> Iterator[Group]:
@@ -175,8 +182,8 @@ class Isolation(Part):
         return found
 
     def _measure(self, lab: Lab, neighbour: Neighbour) -> Mapping[str, float]:
-        before = _drops(lab)
         with neighbour.begin(lab):
+            before, began = _Traffic.of(lab), time.monotonic()
             flow = iperf.measure(
                 lab["b"].exec_argv,
                 lab["a"].exec_argv,
@@ -184,11 +191,39 @@ class Isolation(Part):
                 seconds=self.settings.seconds,
             )
             found = self._ask(lab)
-        drops = _drops(lab) - before
-        return {"gbps": flow.gbps, "p50": found["p50"], "p99": found["p99"], "drops": drops}
+            after, seconds = _Traffic.of(lab), time.monotonic() - began
+        return {
+            "gbps": flow.gbps,
+            "p50": found["p50"],
+            "p99": found["p99"],
+            "drops": after.drops - before.drops,
+            "beside": (after.beside - before.beside) / seconds,
+            "beside_drops": after.beside_drops - before.beside_drops,
+        }
 
 
-def _drops(lab: Lab) -> int:
-    """Frames of a for b that the fabric dropped."""
-    channels = lab.status()["channels"]
-    return sum(sum(c["drops"].values()) for c in channels if (c["from"], c["to"]) == ("a", "b"))
+@dataclass(frozen=True)
+class _Traffic:
+    """What the fabric has moved so far.
+
+    Attributes:
+        drops: frames from a to b that it dropped.
+        beside: frames that it moved, but for those between a and b.
+        beside_drops: of these, those that it dropped instead.
+    """
+
+    drops: int
+    beside: int
+    beside_drops: int
+
+    @classmethod
+    def of(cls, lab: Lab) -> _Traffic:
+        """Up to now."""
+        channels = lab.status()["channels"]
+        pair = [c for c in channels if (c["from"], c["to"]) == ("a", "b")]
+        others = [c for c in channels if {c["from"], c["to"]} != {"a", "b"}]
+        return cls(_dropped(pair), sum(c["frames"] for c in others), _dropped(others))
+
+
+def _dropped(channels: Sequence[Mapping[str, Any]]) -> int:
+    return sum(sum(channel["drops"].values()) for channel in channels)

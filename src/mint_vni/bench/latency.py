@@ -3,25 +3,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
-from mint_vni.bench import meter, ways
-from mint_vni.bench.part import Case, Group, Part
+from mint_vni.bench import guests, meter, ways
+from mint_vni.bench.part import Case, Group
 from mint_vni.bench.result import Key, Metric, Result
-from mint_vni.bench.runner import WAITING, Runner, Trips
+from mint_vni.bench.runner import WAITING, Trips
+from mint_vni.bench.running import RunnerPart
 from mint_vni.bench.sockets import POLLING_US, opened, total
 from mint_vni.fabric.regions import LAYOUTS
 
 SIZES = (64, 256, 1024)
+SLOWER = 10  # times fewer round trips where a kernel has to be emulated
 INTERVALS = (0.01, 0.001, 0.0)  # seconds between two pings; 0: at once
 METRICS = (
     Metric("p50", "p50 us", "us", "lower", 1, "spread", ratio=True),
     Metric("p99", "p99 us", "us", "lower", 1),
     Metric("p999", "p99.9 us", "us", "lower", 1),
-    Metric("least", "least us", "us", "lower", 1),
+    Metric("least", "least us", "us", "lower", 1, ""),
     Metric("wakes", "wake-ups/trip", "", "lower", 2),
     Metric("lost", "lost", "", "lower", 0, ""),
     Metric("ring_ns", "ring ns", "ns", "lower", 0),
@@ -81,7 +84,7 @@ def cases_of(way: ways.Way, what: Mapping[str, Ask], base: str) -> list[Case]:
     return [case(name, ask) for name, ask in what.items()]
 
 
-class Latency(Part):
+class Latency(RunnerPart):
     """Round trips."""
 
     name: ClassVar[str] = "latency"
@@ -92,20 +95,8 @@ class Latency(Part):
     def __init__(self, settings: Any) -> None:
         """Nothing is started yet."""
         super().__init__(settings)
-        self._runner: Runner | None = None
         self.count = max(50, int(20_000 * settings.seconds))
         self.kinds = ways.kinds_of(settings.option("kinds", None), quick=settings.quick)
-
-    @property
-    def runner(self) -> Runner:
-        """The process that carries out the runs of frames."""
-        self._runner = self._runner or Runner()
-        return self._runner
-
-    def close(self) -> None:
-        """End it."""
-        if self._runner:
-            self._runner.close()
 
     def method(self) -> list[str]:
         """How it measures."""
@@ -113,7 +104,8 @@ class Latency(Part):
             f"One request at a time, {self.count:,} of them; cores {list(self.settings.pair)}."
             " Frames: two processes, through the ports' entry points. Doorbells: two processes that"
             " sleep in epoll until the other rings; ring ns: ringing while nobody sleeps. Sockets:"
-            " mint-meter, TCP with TCP_NODELAY; ping: unmodified (fewer where they are paced).",
+            " mint-meter, TCP with TCP_NODELAY; ping: unmodified (fewer where they are paced)."
+            f" With nodes of kinds uml and qemu a {SLOWER}th as many.",
             "wake-ups/trip: how often the two ports slept and were woken, from their counters, for"
             f" one round trip. polling: poll_us {POLLING_US}.",
         ]
@@ -126,8 +118,8 @@ class Latency(Part):
         """Doorbells, frames, nodes of each kind."""
         yield Group("doorbells", partial(_as_context, self._bell_cases))
         yield Group("frames", partial(_as_context, self._frame_cases))
-        for kind in self.kinds:
-            yield Group(f"{kind} to {kind}", partial(self._nodes, kind))
+        for kinds in itertools.combinations_with_replacement(self.kinds, 2):
+            yield Group(" to ".join(kinds), partial(self._nodes, kinds))
 
     def _bell_cases(self) -> list[Case]:
         pair = self.settings.pair
@@ -163,18 +155,21 @@ class Latency(Part):
         key: Key = {"test": f"frame {size} B", "layout": layout, "waiting": waiting}
         return Case(key, measure)
 
-    def _nodes(self, kind: str) -> AbstractContextManager[list[Case]]:
-        pair, kinds = self.settings.pair, (kind, kind)
-        what = asks(self.count, quick=self.settings.quick)
-        polling = {"poll_us": POLLING_US}
+    def _nodes(self, kinds: Sequence[str]) -> AbstractContextManager[list[Case]]:
+        pair, peers = self.settings.pair, guests.peers_of(kinds)
+        count = self.count if set(kinds) == {"netns"} else max(50, self.count // SLOWER)
+        what = asks(count, quick=self.settings.quick)
         openers = (
             partial(ways.mint, "default", pair, kinds),
-            partial(ways.mint, "polling", pair, kinds, fabric=polling),
+            partial(ways.mint, "polling", pair, kinds, fabric={"poll_us": POLLING_US}),
             partial(ways.veth, pair),
         )
+        base = next(iter(peers), "veth")
         return opened(
             [partial(answering, opener) for opener in openers],
-            lambda way: cases_of(way, what, "veth"),
+            lambda way: cases_of(way, what, base),
+            {name: partial(answering, partial(peer, pair)) for name, peer in peers.items()},
+            self.skipped,
         )
 
     def conclude(self, result: Result) -> None:

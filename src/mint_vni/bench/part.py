@@ -32,7 +32,8 @@ from mint_vni.errors import MintError, PlatformError
 #: Called with what is done now, and the part (0..1) that is done.
 Progress = Callable[[str, float], None]
 
-_EXPECTED = (MintError, OSError, subprocess.SubprocessError)
+#: What keeps one thing from being measured, and not the rest.
+EXPECTED = (MintError, OSError, subprocess.SubprocessError)
 
 
 def silent(_text: str, _done: float) -> None:
@@ -153,7 +154,7 @@ class _Run:
         try:
             with group.open() as cases:
                 self._cases(group, list(cases))
-        except _EXPECTED as error:
+        except EXPECTED as error:
             self.result.skipped.append(Skipped(group.name, reason(error)))
 
     def _tell(self, text: str, done: float) -> None:
@@ -192,7 +193,7 @@ class _Run:
             return
         try:
             work()
-        except _EXPECTED as error:
+        except EXPECTED as error:
             row.failed = reason(error)
 
     def _noise(self) -> None:

@@ -23,10 +23,11 @@ from typing import Any, ClassVar
 
 from mint_vni.bench import latency, meter, sockets, ways
 from mint_vni.bench.frames import CHANNEL_BYTES
-from mint_vni.bench.part import Case, Group, Part, reason
+from mint_vni.bench.part import EXPECTED, Case, Group, reason
 from mint_vni.bench.result import Key, Metric, Skipped
 from mint_vni.bench.runner import Run, Runner
-from mint_vni.errors import FabricError, MintError, NodeError, PlatformError
+from mint_vni.bench.running import RunnerPart
+from mint_vni.errors import FabricError, NodeError, PlatformError
 
 SIZES = (64, 1500)
 OURS = "Mint VNI"
@@ -34,7 +35,7 @@ _PPS = re.compile(r"Rx-pps:\s+(\d+)")
 _PYTHON_PEERS = {"multiprocessing.Pipe": "pipe", "iceoryx2": "iceoryx2"}
 
 
-class Peers(Part):
+class Peers(RunnerPart):
     """What one would use instead."""
 
     name: ClassVar[str] = "peers"
@@ -45,22 +46,6 @@ class Peers(Part):
         *(replace(m, show="") if m.name == "sleeps" else m for m in sockets.METRICS),
         *(replace(m, show="") if m.name == "wakes" else m for m in latency.METRICS),
     )
-
-    def __init__(self, settings: Any) -> None:
-        """Nothing is started yet."""
-        super().__init__(settings)
-        self._runner: Runner | None = None
-
-    @property
-    def runner(self) -> Runner:
-        """The process that carries out the runs of frames."""
-        self._runner = self._runner or Runner()
-        return self._runner
-
-    def close(self) -> None:
-        """End it."""
-        if self._runner:
-            self._runner.close()
 
     def method(self) -> list[str]:
         """How it measures."""
@@ -113,7 +98,7 @@ class Peers(Part):
             for name, opener in openers.items():
                 try:
                     way = stack.enter_context(opener())
-                except (MintError, OSError, subprocess.SubprocessError) as error:
+                except EXPECTED as error:
                     self.skipped.append(Skipped(name, reason(error)))
                     continue
                 found.append(cases(way))

@@ -15,6 +15,7 @@ from mint_vni.bench.noise import Spread
 from mint_vni.bench.result import Result, Row
 
 _WIDTH, _HEIGHT = 8.0, 4.2  # inches
+_BARS = 24  # groups of bars that can be told apart
 
 
 def available() -> str:
@@ -47,6 +48,13 @@ def _with(rows: Sequence[Row], metric: str) -> Iterator[tuple[Row, Spread]]:
         spread = row.spread(metric)
         if spread:
             yield row, spread
+
+
+def _legible(rows: Sequence[Row], tests: Sequence[str]) -> list[Row]:
+    """All rows; or only those of some tests, where there are too many for one plot."""
+    if len({(row.group, row.key.get("test")) for row in rows}) <= _BARS:
+        return list(rows)
+    return [row for row in rows if row.key.get("test") in tests]
 
 
 def _line(axes: Any, points: Sequence[tuple[float, Spread]], name: str, **style: Any) -> None:
@@ -94,7 +102,7 @@ def sockets(result: Result) -> Any:
     """Throughput of each test over each path."""
     found = [
         (f"{r.key['test']}\n{r.group}", str(r.key["path"]), s)
-        for r, s in _with(result.rows, "gbps")
+        for r, s in _with(_legible(result.rows, ("TCP", "UDP")), "gbps")
     ]
     return _bars("Socket to socket, received", "Gbps", found)
 
@@ -103,7 +111,7 @@ def latency(result: Result) -> Any:
     """Median round trip of each test over each path."""
     found = [
         (f"{r.key['test']}\n{r.group}", str(r.key["path"]), s)
-        for r, s in _with(result.rows, "p50")
+        for r, s in _with(_legible(result.rows, ("ping every 1 ms", "TCP 64 B")), "p50")
         if "path" in r.key and r.key["test"] != "doorbell"
     ]
     return _bars("Round trips, median", "us", found, log=True)
@@ -133,7 +141,7 @@ def memory(result: Result) -> Any:
     if not any("formula" in row.values for row in result.rows):
         return None
     figure, axes = _figure("Packet-buffer memory for n Linuxes", "n", "MiB")
-    styles = {"reserved": "o", "all_to_all": "s", "sparse": "^", "idle": "v"}
+    styles = {"reserved": "o", "all_to_all": "s", "sparse": "^", "reclaimed": "x", "idle": "v"}
     layouts = list(dict.fromkeys(str(r.key["layout"]) for r in result.rows))
     for color, layout in enumerate(layouts):
         rows = [r for r in result.rows if r.key["layout"] == layout]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any
 
 from rich import box
@@ -18,6 +19,8 @@ from mint_vni.bench.part import Progress as Report
 from mint_vni.bench.result import Metric, Result, Row, varying
 
 _PLAIN_WIDTH = 100
+_LARGE = 1000  # from here on, nothing after the point
+_NARROW = 10  # characters of a line over a column of ratios
 _LONG = 20  # characters above which a name may be broken into lines
 
 
@@ -53,7 +56,9 @@ def _show_group(result: Result, rows: Sequence[Row], group: str, out: Console) -
     names, shared = varying(rows)
     if len(rows) == 1:
         names, shared = list(rows[0].key), {}
-    common = ", ".join(f"{name} {value}" for name, value in shared.items() if value != group)
+    common = ", ".join(
+        f"{name} {value}" for name, value in shared.items() if str(value) not in group
+    )
     out.print(f"\n{group}" + (f" ({common})" if common else ""), markup=False)
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -68,13 +73,21 @@ def _show_group(result: Result, rows: Sequence[Row], group: str, out: Console) -
         title = name.replace("_bytes", " B").replace("_", " ")
         table.add_column(title, overflow="fold", no_wrap=longest < _LONG)
     for metric, ratio in columns:
-        table.add_column(heading(metric, rows, ratio=ratio), justify="right", no_wrap=True)
+        title = heading(metric, rows, ratio=ratio)
+        table.add_column(fill(title, _NARROW) if ratio else title, justify="right", no_wrap=True)
+    above = ""
     for row in rows:
         keys = [str(row.key.get(name, "-")) for name in names]
         if row.failed:
             out.print(f"failed: {', '.join(keys)}: {row.failed}", markup=False)
             continue
-        table.add_row(*keys, *(cell(row, m, ratio=ratio) for m, ratio in columns))
+        first, *others = keys or [""]
+        table.add_row(
+            *(["" if first == above and others else first] if keys else []),  # once is enough
+            *others,
+            *(cell(row, m, ratio=ratio) for m, ratio in columns),
+        )
+        above = first
     out.print(table)
 
 
@@ -108,9 +121,10 @@ def cell(row: Row, metric: Metric, *, ratio: bool) -> str:
     spread = Spread.of(values)
     if ratio:
         return f"{spread.median:.2f}" if spread.median >= 0.1 else f"{spread.median:.4f}"
-    if metric.show == "spread":
-        return spread.text(metric.digits)
-    return metric.text(spread.median)
+    digits = metric.digits if spread.median < _LARGE else 0
+    if metric.show == "spread" and spread.count > 1:
+        return spread.text(digits)
+    return f"{spread.median:,.{digits}f}"
 
 
 def _turns(result: Result) -> str:

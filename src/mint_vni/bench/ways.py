@@ -152,7 +152,8 @@ def veth(cpus: tuple[int, int], *, offload: bool = True) -> Iterator[Way]:
     with VethPair(cpus) as pair:
         if not offload:
             for side in (0, 1):
-                subprocess.run(pair.argv(side, _ethtool(pair.names[side])), check=True)
+                argv = pair.argv(side, _ethtool(pair.names[side]))
+                subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         name = "veth" if offload else "veth, no offloads"
         yield Way(name, partial(pair.argv, 0), partial(pair.argv, 1), ADDRESSES[1])
 

@@ -89,7 +89,7 @@ def clear(name: str) -> list[str] | None:
         with _claim(name) as claimed:
             if not claimed:
                 return None
-            problems = _undo_all(journal.read(directory / "journal"))
+            problems = undo_all(journal.read(directory / "journal"))
             if not problems:
                 (directory / "journal").unlink(missing_ok=True)
                 shutil.rmtree(directory, ignore_errors=True)
@@ -131,7 +131,7 @@ def _describe(entry: dict[str, Any]) -> str:
     return f"{entry['kind']} {what}{pid}".strip()
 
 
-def _undo_all(entries: list[dict[str, Any]]) -> list[str]:
+def undo_all(entries: list[dict[str, Any]]) -> list[str]:
     """Undo a journal's entries; what could not be undone."""
     lab = next((entry for entry in entries if entry["kind"] == "lab"), None)
     if lab is None:

@@ -222,11 +222,20 @@ class QemuNode(GuestNode):
             *("-device", f"virtserialport,chardev=exec,name={EXEC_PORT}"),
             *("-chardev", f"socket,id=monitor,fd={streams.monitor}"),
             *("-mon", "chardev=monitor,mode=control"),
+            *self._interface(),
+        ]
+
+    def _interface(self) -> list[str]:
+        """The network device and what is behind it."""
+        return [
             *("-chardev", f"socket,id=vhost,path=/run/mint/{VHOST_SOCKET},reconnect=1"),
             *("-netdev", "vhost-user,id=vni,chardev=vhost"),
-            "-device",
-            f"virtio-net-pci,netdev=vni,mac={self.plan.mac},romfile={_QUEUES}{self._vectors()}",
+            *("-device", self._card(_QUEUES + self._vectors())),
         ]
+
+    def _card(self, options: str) -> str:
+        """The network card that the guest sees."""
+        return f"virtio-net-pci,netdev=vni,mac={self.plan.mac},romfile={options}"
 
     def _vectors(self) -> str:
         return ",vectors=0" if self._accelerator == "tcg" else ""

@@ -114,8 +114,12 @@ class UmlNode(GuestNode):
             f"ssl0=fd:{streams.exec},fd:{streams.exec}",
             "console=tty0",
             "panic=-1",
-            f"virtio_uml.device=/run/mint/{VHOST_SOCKET}:1",
+            *self._interface(),
         ]
+
+    def _interface(self) -> list[str]:
+        """The network device."""
+        return [f"virtio_uml.device=/run/mint/{VHOST_SOCKET}:1"]
 
     def _details(self) -> dict[str, Any]:
         userland = "seccomp" if self.plan.trusted_userland else "ptrace"

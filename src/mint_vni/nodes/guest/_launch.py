@@ -100,7 +100,7 @@ def main() -> None:
         if request is None:
             os._exit(1)
         reset_process(request)
-        check("unshare its namespaces", libc.unshare(NAMESPACES))
+        leave_namespaces(request["netns"])
         told, tell = os.pipe()
         pid = os.fork()
         if pid:
@@ -161,6 +161,16 @@ def reset_process(request: dict) -> None:  # type: ignore[type-arg]
             file.write("0")
     if request["affinity"]:
         os.sched_setaffinity(0, request["affinity"])
+
+
+def leave_namespaces(netns: str) -> None:
+    """Leave the host's namespaces for new ones; or that of the network for one that there is."""
+    new = NAMESPACES
+    if netns:
+        with open(netns) as file:
+            check("enter its network", libc.setns(file.fileno(), CLONE_NEWNET))
+        new &= ~CLONE_NEWNET
+    check("unshare its namespaces", libc.unshare(new))
 
 
 # ---------------------------------------------------------------------------------- mounts

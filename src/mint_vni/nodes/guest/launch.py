@@ -75,6 +75,8 @@ class Confinement:
         env: Its environment.
         cwd: Where it starts, in its tree.
         rlimits: Limits besides the usual ones, by the name that follows RLIMIT_.
+        netns: ``/proc/PID/ns/net`` or the like of the network that it gets; empty: a new one with
+            nothing in it. No node of a lab has one; `mint_vni.bench.guests` gives what others use.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Confinement:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = "/"
     rlimits: Mapping[str, int] = field(default_factory=dict)
+    netns: str = ""
 
     def request(self) -> bytes:
         """Return the message for the script."""
