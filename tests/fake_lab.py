@@ -78,7 +78,12 @@ class FakeLab:
         return cls(name, (cls.directory() / name).read_text().split())
 
     @classmethod
-    def up(cls, source: Any, progress: Callable[[str], None] | None = None) -> FakeLab:
+    def up(
+        cls,
+        source: Any,
+        progress: Callable[[str], None] | None = None,
+        ready: Callable[[FakeLab], None] | None = None,
+    ) -> FakeLab:
         name = Path(source).stem
         if name == "bad":
             raise LabFileError("bad.yaml", 7, "node a: cpus: no CPU 9", "choose from 0-1")
@@ -93,10 +98,13 @@ class FakeLab:
                 progress("node a is ready")
             while name == "slow":
                 time.sleep(0.01)
+            lab = cls(name, ["a", "b"])
+            if ready:
+                ready(lab)
         except BaseException:
             record.unlink()
             raise
-        return cls(name, ["a", "b"])
+        return lab
 
     def status(self) -> dict[str, Any]:
         if self.name not in self.names():
