@@ -60,7 +60,7 @@ def asleep(fabric: Fabric, name: str) -> bool:
 
 
 def descriptors() -> set[str]:
-    """What this process has open, but for what the listing itself opens.
+    """What this process has open, but for files of /proc: this listing, and other threads, read those.
 
     Garbage of earlier tests (an exception's frames and what they held) is collected first: it would
     go at some moment in between.
@@ -69,9 +69,11 @@ def descriptors() -> set[str]:
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+            target = os.readlink(f"/proc/self/fd/{fd}")
         except FileNotFoundError:
             continue
+        if not target.startswith("/proc/"):
+            found.add(f"{fd} {target}")
     return found
 
 

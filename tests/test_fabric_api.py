@@ -187,7 +187,7 @@ class TestFork:
                 data = y.recv(timeout=20)
                 y.send(frame(y, "02:4d:56:ff:00:00", data[14:]))
             fabric.close()
-            return sum("mint-" in name for name in descriptors())
+            return sum("memfd:mint-" in name for name in descriptors())
 
         child = Child(echo)
         wait_until(lambda: fabric.ends("y", "x").rx_state != "closed", "y is open")

@@ -13,13 +13,13 @@ import math
 import os
 import socket
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fabric_util import descriptors
 from mint_vni.errors import FabricError, LabFileError
 from mint_vni.lab import protocol, wire
 from mint_vni.lab.loader import parse_lab
@@ -207,13 +207,4 @@ def test_a_front_end_may_say_anything(
 ) -> None:
     before = descriptors()
     converse(messages)
-    assert descriptors() == before, "descriptors are left"
-
-
-def descriptors() -> int:
-    """How many this process has open, but for files of /proc: other threads of the tests read those."""
-    found = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found += not os.readlink(entry).startswith("/proc/")
-    return found
+    assert len(descriptors()) == len(before), "descriptors are left"
