@@ -22,6 +22,7 @@ struct mix {
     uint64_t sent, total;
     uint32_t turn;     /* which of the distinct frames is next */
     int64_t full_peer; /* somebody whose channel was full at the last try; -1: none */
+    uint64_t idle_at;  /* when nothing could be done for the first time; 0: something could */
 };
 
 /* Send at most a batch to one target. */
@@ -93,8 +94,13 @@ static int await(struct mix *x)
         sched_yield();
     if (x->full_peer >= 0 && mint_port_ask_room(x->port, (uint32_t)x->full_peer))
         return 0; /* asked just now: try once more, that is the re-check */
+    if (!x->idle_at)
+        x->idle_at = now_ns();
+    /* It may return early, to look at a channel whose doorbell is not listened to for a while. */
     events = mint_port_wait(x->port, (int64_t)x->c->timeout_ns);
-    return events == (int)MINT_EV_TIMER ? -ETIMEDOUT : events < 0 ? events : 0;
+    if (events < 0)
+        return events;
+    return now_ns() - x->idle_at > x->c->timeout_ns ? -ETIMEDOUT : 0;
 }
 
 static int mix_all(struct mix *x)
@@ -108,6 +114,8 @@ static int mix_all(struct mix *x)
 
             if (err)
                 return err;
+        } else {
+            x->idle_at = 0;
         }
     }
     return 0;

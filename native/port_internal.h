@@ -43,7 +43,9 @@ struct mint_peer {
     uint64_t wait_mark;  /* its progress then */
     uint64_t tried_mark; /* its progress when a frame last found no room */
 
-    uint32_t spurious;       /* rings without a record since spurious_since */
+    bool wished;             /* asked for room since it last rang */
+    uint64_t taken_at_ring;  /* frames taken from it when it last rang */
+    uint32_t spurious;       /* rings without a reason since spurious_since */
     uint64_t spurious_since; /* start of the window they are counted in */
     uint64_t masked_until;   /* the bell is not listened to before; 0: it is */
     bool deaf;               /* the bell's other end is gone */

@@ -25,9 +25,11 @@ static void set_want(struct mint_port *port, struct mint_peer *peer, bool on)
     uint32_t n = all ? port->count : 1;
 
     for (uint32_t i = 0; i < n; i++) {
-        mint_a32 *want = all ? &port->list[i]->own->tx_want : &peer->own->tx_want;
+        struct mint_peer *whom = all ? port->list[i] : peer;
+        mint_a32 *want = &whom->own->tx_want;
         uint32_t was = load_relaxed(want);
 
+        whom->wished |= on;
         store_relaxed(want, on ? (was + 1) | 1u : (was + 1) & ~1u);
     }
 }

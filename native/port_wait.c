@@ -145,9 +145,24 @@ static bool room_may_be(const struct mint_port *port, const struct mint_peer *wa
     return room_is_others(port, waiting) || peer_progress(port, waiting) != waiting->wait_mark;
 }
 
+/*
+ * Whether an honest peer may have rung since its last ring: for a frame that was found without it, or
+ * for room that we had asked for. Each wish and each frame excuse one ring.
+ */
+static bool ring_is_excused(struct mint_peer *peer)
+{
+    uint64_t taken = load_relaxed(&peer->own->rx_counter[MINT_RX_FRAMES]) + peer->rx_frames;
+    bool excused = peer->wished || taken != peer->taken_at_ring;
+
+    peer->wished = false;
+    peer->taken_at_ring = taken;
+    return excused;
+}
+
 /* A doorbell rang: take the ring, and judge whether it was worth it. */
 static void rang(struct mint_port *port, struct mint_peer *peer)
 {
+    bool excused = ring_is_excused(peer);
     uint64_t now;
 
     port->asked = false; /* it may have been the ring for the room that was asked for */
@@ -162,7 +177,7 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         mint_port_blame(port, peer, JOIN_BAD);
     }
     if ((!peer->shunned_until && peer_pending(port, peer)) ||
-        (port->waiting && room_may_be(port, port->waiting)))
+        (port->waiting && room_may_be(port, port->waiting)) || excused)
         return;
     bump(&peer->own->rx_counter[MINT_RX_SPURIOUS], 1);
     now = now_ns();

@@ -552,6 +552,37 @@ static void spurious_rings_are_masked(void)
     }
 }
 
+/* A ring that comes after its reason was found without it is no storm, however often. */
+static void late_rings_are_no_storm(void)
+{
+    EACH_LAYOUT(layout)
+    {
+        struct fabric *f = open_fabric(2, layout, 20000);
+        uint64_t spurious;
+
+        mint_port_wait(f->port[1], 0); /* the other end may have rung that it is open */
+        spurious = rx_counter(f, 1, 0, MINT_RX_SPURIOUS);
+        for (uint32_t i = 0; i < 200; i++) { /* for a frame that was taken */
+            send_frame(f, 0, 1, 100, 7);
+            CHECK(recv_mark(f, 1) == 7, "nothing comes");
+            mint_bell_ring(f->bell[0][1]);
+            mint_port_wait(f->port[1], 0);
+        }
+        for (uint32_t i = 0; i < 200; i++) { /* for room that was asked for, and found */
+            fill(f, 1, 0, 60000);
+            mint_port_wait_room(f->port[1], 0);
+            drain(f, 0);
+            CHECK(send_frame(f, 1, 0, 100, 8) == MINT_SENT && drain(f, 0) == 1, "no room");
+            mint_bell_ring(f->bell[0][1]);
+            mint_port_wait(f->port[1], 0);
+        }
+        CHECK(rx_counter(f, 1, 0, MINT_RX_MASKED) == 0, "masked");
+        CHECK(rx_counter(f, 1, 0, MINT_RX_SPURIOUS) == spurious, "%llu spurious",
+              (unsigned long long)(rx_counter(f, 1, 0, MINT_RX_SPURIOUS) - spurious));
+        fabric_free(f);
+    }
+}
+
 /* While the bell is masked nobody hears it ring: the channel is looked at by timer. */
 static void a_masked_channel_is_looked_at(void)
 {
@@ -657,6 +688,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(a_frame_ends_a_sleep),
     CHECK_TEST(watched_descriptors_end_a_sleep),
     CHECK_TEST(spurious_rings_are_masked),
+    CHECK_TEST(late_rings_are_no_storm),
     CHECK_TEST(a_masked_channel_is_looked_at),
     CHECK_TEST(deaf_bells),
     CHECK_TEST(a_full_bell),

@@ -45,9 +45,9 @@ class Frames(PeakPart):
     defaults: ClassVar[tuple[int, float]] = (5, 1.0)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("gbps", "Gbps", "Gbps", "higher", 1, "spread"),
-        Metric("mpps", "Mpps", "Mpps", "higher", 2),
+        Metric("mpps", "Mpps", "Mpps", "higher", 1),
         Metric("of_memcpy", "x memcpy", "", "higher", 2),
-        Metric("of_peak", "% of peak", "%", "higher"),
+        Metric("of_peak", "% peak", "%", "higher"),
         Metric("cpu_ns", "CPU ns", "ns", "lower", 0),
         Metric("lock_wait_ns", "lock ns", "ns", "lower", 0),
         Metric("tx_ns", "sender's CPU ns", "ns", "lower", 0, ""),

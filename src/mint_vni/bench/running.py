@@ -8,7 +8,7 @@ from mint_vni.bench.runner import Runner
 
 PEAK_MB = 128  # a core: several times what caches hold
 PEAK_METHOD = (
-    "% of peak: the throughput over the machine's peak read plus write bandwidth (all cores,"
+    "% peak: the throughput over the machine's peak read plus write bandwidth (all cores,"
     f" {PEAK_MB} MiB each; the best of reading, writing and copying) in the same turn: to be set"
     " beside the paper's 38 % (UDP) and 5.1 % (TCP)."
 )
