@@ -34,7 +34,7 @@ help:
 	@echo 'make soak    mixed traffic under random faults for SECONDS; one line of figures'
 	@echo 'make format  bring Python and C into the form that make check wants'
 	@echo 'make bench-peers  install what mint bench peers compares with'
-	@echo 'make evaluation   measure everything, write docs/evaluation/ (an hour; on a quiet machine)'
+	@echo 'make evaluation   measure everything, write docs/evaluation/ (half an hour or more; on a quiet machine)'
 	@echo 'make clean   remove what these made; Debian packages stay'
 
 setup:
