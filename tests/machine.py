@@ -51,15 +51,22 @@ def _reap() -> None:
 
     Others are left alone: they may be somebody's `subprocess.Popen`, who wants to know its status.
     """
+    others: set[int] = set()  # dead, and left alone: not looked at again and again
     while True:
+        found: set[int] = set()
         for task in os.listdir("/proc/self/task"):
             with suppress(OSError):
-                for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
-                    status = Path(f"/proc/{pid}/status").read_text()
-                    if re.search(r"^State:\tZ", status, re.MULTILINE) and re.search(
-                        r"^NSpid:\t\d+\t", status, re.MULTILINE
-                    ):
-                        os.waitpid(pid, os.WNOHANG)
+                found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+        others &= found
+        for pid in found - others:
+            with suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                if not re.search(r"^State:\tZ", status, re.MULTILINE):
+                    continue
+                if re.search(r"^NSpid:\t\d+\t", status, re.MULTILINE):
+                    os.waitpid(pid, os.WNOHANG)
+                else:
+                    others.add(pid)
         time.sleep(0.02)
 
 
