@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-# A shell ignores SIGINT for what it runs in the background, and what is ignored is inherited; tests
-# of interrupts would wait for ever.
+# A shell ignores SIGINT for what it runs in the background, nohup ignores SIGHUP, and what is ignored
+# is inherited; tests of interrupts would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Short: names of sockets below it are limited to 107 bytes. Below it, not itself: mint removes its
 # directory with the last lab.
