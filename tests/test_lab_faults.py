@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 
+import kinds
 import labs
 import mint_vni
 from labs import Traffic, inside, mint, ping, wait_for
@@ -183,6 +184,24 @@ def test_a_killed_node_is_seen_and_others_go_on(plain_lab: Lab) -> None:
 
 
 # ---------------------------------------------------------------------------- supervisor
+
+
+def test_a_killed_agent_takes_its_guest_along_and_no_other(machine: None) -> None:
+    """Under load; the guest is down for good, and said to be."""
+    kinds.demand("uml")
+    nodes = {"a": {}, "b": {}, "g": kinds.SMALL["uml"]}
+    with Lab.up(labs.source("agents", nodes)) as lab:
+        with Stream(lab, "a", "b") as other, Stream(lab, "a", "g") as hit:
+            labs.kill(int(labs.node_status(lab, "g")["guest"]["agent_pid"]))
+            wait_for("g is seen as failed", lambda: labs.node_status(lab, "g")["state"] == "failed")
+            for _ in range(3):
+                other.flows()
+            other.end()
+            del hit
+        wait_for("its port is down", lambda: labs.port_status(lab, "g")["state"] != "up")
+        ping(lab["a"], "b", count=5)
+        done = mint("exec", "g", "--", "true")
+        labs.one_sentence(done, mint_vni.NodeError.exit_code, "node g", "its agent has ended")
 
 
 def test_without_a_supervisor_traffic_goes_on_and_the_next_command_adopts(lab: Lab) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 import vhost_util
 from fabric_util import asleep, frame, wait_until
+from hostile_guest import scribble
 from mint_vni.errors import ReceiveTimeout
 from mint_vni.testing import (
     INDIRECT,
@@ -321,23 +322,6 @@ def test_rings_and_memory_overwritten_at_random(made: Bench, style: str) -> None
 
 def assert_alive(made: Bench) -> None:
     assert made.g.alive(), made.g.worker_log()[-3:]
-
-
-def scribble(rng: random.Random, fe: VhostFrontend, ring: Ring) -> None:
-    where = [fe.memory.regions[0].guest, fe.memory.end - 100, 0, 1 << 63, ring.used_addr]
-    for _ in range(rng.randint(1, 8)):
-        ring.desc[rng.randrange(ring.size)] = Desc(
-            rng.choice([*where, fe.memory.alloc(64)]),
-            rng.choice([0, 1, 12, 26, 64, 2000, 1 << 20, 0xFFFF_FFFF]),
-            rng.choice([0, 0, NEXT, WRITE, WRITE, WRITE | NEXT, INDIRECT, rng.getrandbits(16)]),
-            rng.choice([rng.randrange(ring.size), rng.getrandbits(16)]),
-        )
-        ring.avail_ring[rng.randrange(ring.size)] = rng.choice([rng.randrange(8), 9, 65_535])
-    ring.avail_idx = (ring.avail_idx + rng.randint(0, 9)) & 0xFFFF
-    ring.used_event = rng.getrandbits(16)
-    ring.avail_flags = rng.getrandbits(16)
-    if rng.random() < 0.3:
-        ring.used_idx = rng.getrandbits(16)
 
 
 def test_a_storm_of_kicks(made: Bench, other: VhostFrontend) -> None:

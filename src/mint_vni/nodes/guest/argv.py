@@ -2,8 +2,9 @@
 """Command lines that run something in a guest, or get to its console, without its network.
 
 Facts of a guest node that are used here: ``name``; ``pid`` and ``start_time`` of the process that its
-life hangs on; ``state_dir``, which has the agent's control socket; ``ssh_dir``, the lab's keys; and,
-if it is no ``/usr/sbin/sshd``, ``sshd``, the path of the guest's.
+life hangs on; ``agent``, the same two of its agent; ``state_dir``, which has the agent's control
+socket; ``ssh_dir``, the lab's keys; and, if it is no ``/usr/sbin/sshd``, ``sshd``, the path of the
+guest's.
 """
 
 from __future__ import annotations
@@ -107,3 +108,9 @@ def _python(script: str, request: Mapping[str, Any], args: Sequence[str]) -> lis
 def _check_running(facts: Mapping[str, Any]) -> None:
     if process_start_time(facts["pid"]) != facts["start_time"]:
         raise NodeError(f"node {facts['name']} has ended; take the lab down and up again")
+    agent = facts.get("agent")
+    if agent and process_start_time(agent[0]) != agent[1]:
+        raise NodeError(
+            f"node {facts['name']} cannot be entered: its agent has ended; take the lab down and up"
+            " again"
+        )
