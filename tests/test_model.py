@@ -72,6 +72,7 @@ _POOLED = {
     8: "the references: a buffer is free with the first of them",
     9: "the tail: a buffer more is taken back than was read",
 }
+_CLAIM = {10: "the claim of what the predecessor has published and nobody has read"}
 _VIRTQUEUE = {
     1: "the device's fence between the used index and the look whether to interrupt",
     2: "the device's fence between asking for a kick and the last look",
@@ -83,7 +84,9 @@ CASES = [
     Case("doorbell", ("CRASH=1",), _RESTART),
     Case("doorbell", ("CRASH=2",), _RESTART),
     Case("ring", ("RESETS=1",), _ORDERS),
-    Case("pooled", ("RESETS=1",), _POOLED),
+    Case("pooled", ("CRASH=0", "RESETS=1"), _POOLED),
+    Case("pooled", ("CRASH=1", "RESETS=1", "FRAMES=2"), _CLAIM),
+    Case("pooled", ("CRASH=2", "RESETS=1", "FRAMES=2"), {m: _POOLED[m] for m in (3, 7)}),
     Case("virtqueue", ("EVENT_IDX=0",), _VIRTQUEUE),
     Case("virtqueue", ("EVENT_IDX=1",), _VIRTQUEUE),
 ]

@@ -11,6 +11,10 @@
  * Properties, as assertions:
  *   - what the receiver reads was written before, and by the one who published it there
  *   - a buffer is written only when everybody for whom it waited has read it
+ *   - no buffer is lost: as many references as there are descriptors that are not settled
+ *
+ * CRASH 1: the sender's process may die between any two steps, once, and its successor claims what
+ * lies in shared memory (claim() in pooled.c). CRASH 2: the receiver's.
  */
 #define WORDS 6
 #define HISTORY 9
@@ -40,12 +44,30 @@
 #define RESETS 1
 #endif
 
+bit crashed;
+#define MAY_DIE \
+    if \
+    :: !crashed -> crashed = 1; goto again \
+    :: true \
+    fi
+#if CRASH == 1
+#define S_MAY_DIE MAY_DIE
+#else
+#define S_MAY_DIE skip
+#endif
+#if CRASH == 2
+#define R_MAY_DIE MAY_DIE
+#else
+#define R_MAY_DIE skip
+#endif
+
 /* The buffers: no atomic words. What the sender meant, and when each side was at it. */
 byte meant[BUFS]; /* generation * 16 + position */
 byte wrote[BUFS]; /* the sender's clock */
 byte read[BUFS];  /* the receiver's clock */
 byte refs[BUFS];  /* the sender's own account */
 bool other[BUFS]; /* waits for the second receiver, too */
+short note;       /* `settled`, as the sender's own region has it for its successor */
 
 byte resets_left = RESETS, sent;
 
@@ -76,10 +98,14 @@ inline join()
     :: STATE(end) != CLOSED && GEN(end) != gen ->
         load(S, TAIL, true, tail);
         give_back(head);
+        S_MAY_DIE;
+        settled = tail;
+        note = tail;
+        S_MAY_DIE;
         head = tail;
         published = tail;
-        settled = tail;
         store(S, HEAD, head, false);
+        S_MAY_DIE;
         gen = GEN(end);
         store(S, TX_END, END(gen, OPEN), true)
     :: else
@@ -102,18 +128,49 @@ inline settle()
             if
             :: MUTANT(9) && tail < head -> give_back(tail + 1) /* one that is not read yet */
             :: else -> give_back(tail)
-            fi
+            fi;
+            S_MAY_DIE;
+            note = settled
         fi
+    fi
+}
+
+/* mint_pooled_open() and mint_pooled_tx_open(), with claim() */
+inline start_again()
+{
+    d_step {
+        gen = GEN(OWN(S, TX_END));
+        head = OWN(S, HEAD);
+        published = head;
+        settled = note;
+        refs[0] = other[0];
+        refs[1] = other[1];
+        k = settled;
+        do
+        :: k < head && !MUTANT(10) -> refs[OWN(S, DESC(k))]++; k++
+        :: else -> break
+        od;
+        k = 0
+    }
+    load(S, TAIL, true, tail);
+    if
+    :: tail < settled || tail > head -> tail = settled
+    :: else
     fi
 }
 
 proctype sender()
 {
-    byte i, j, b, end, gen;
+    byte i, j, b, end, gen, k;
     short head, published, tail, settled;
 
+again:
+    start_again();
     do
     :: sent == FRAMES -> break
+#if CRASH == 1
+    :: !crashed -> crashed = 1; goto again
+#endif
     :: sent < FRAMES && (refs[0] == 0 || refs[1] == 0) ->
         load(S, RX_END, false, end);
         if
@@ -136,8 +193,11 @@ proctype sender()
             :: atomic { true -> other[b] = true; refs[b]++ } /* sent to both */
             :: true
             fi;
+            S_MAY_DIE;
             store(S, DESC(head), b, false);
             head++;
+            assert(refs[0] + refs[1] == head - settled + other[0] + other[1]); /* none is lost */
+            S_MAY_DIE;
             sent++;
             b = 0;
             if /* more to the batch, or mint_ring_publish() */
@@ -172,6 +232,7 @@ inline demand()
         open = false
     }
     store(R, TAIL, released, !MUTANT(7));
+    R_MAY_DIE;
     store(R, RX_END, END(gen, RESET), !MUTANT(5))
 }
 
@@ -206,9 +267,19 @@ proctype receiver()
     short head, next, released;
     bool open;
 
-    open = true;
+again:
+    atomic {
+        gen = GEN(OWN(R, RX_END));
+        released = OWN(R, TAIL);
+        next = released;
+        head = released;
+        open = STATE(OWN(R, RX_END)) == OPEN
+    }
     do
     :: goto done
+#if CRASH == 2
+    :: !crashed -> crashed = 1; goto again
+#endif
     :: resets_left > 0 -> resets_left--; demand()
     :: next == head -> rx_refresh()
     :: next < head ->
