@@ -37,6 +37,7 @@ GOOD = Facts(
     memory_available=8 << 30,
     descriptors=1_048_576,
     ipv6=True,
+    congestion="cubic",
     kvm="present",
     cgroups={
         "cpuset": CgroupController(2, "/sys/fs/cgroup", writable=True),
@@ -104,6 +105,7 @@ def test_a_good_machine_is_ok_throughout() -> None:
         (attempts(sealed_memory="ENOSYS"), "sealed memory", "fail", "memfd_create"),
         (attempts(pidfd="ENOSYS"), "pidfd", "fail", "5.3"),
         ({"ipv6": False}, "ipv6", "warn", "ipv6.disable"),
+        ({"congestion": "bbr"}, "tcp", "warn", "tcp_congestion_control=reno"),
         ({"descriptors": 1024}, "descriptors", "warn", "ulimit -Hn"),
         (without("sshd"), "sshd", "fail", "apt-get install openssh-server"),
         (without("ssh"), "ssh", "fail", "apt-get install openssh-client"),

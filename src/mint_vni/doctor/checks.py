@@ -19,6 +19,7 @@ KERNEL_MIN = (5, 11)  # epoll_pwait2; what else is needed is older
 CPUS_WANTED = 2
 MEMORY_WANTED = 512 << 20
 DESCRIPTORS_WANTED = 16_384  # a supervisor of 64 nodes holds about 9,200
+PACED = frozenset({"bbr"})  # by timers, unless the interface's queue is fq, which few kernels have
 FOR_ROOT = frozenset({"namespaces", "tun device", "cgroup cpuset", "cgroup memory"})
 NEEDED_NAMESPACES = ("net", "mount", "uts", "ipc", "pid")
 
@@ -199,6 +200,14 @@ def _fabric(facts: Facts) -> Iterator[Check]:
         "ipv6",
         "the kernel has it" if facts.ipv6 else "the kernel has none",
         "boot without ipv6.disable=1, or leave ipv6 out of the lab file's network",
+    )
+    yield _want(
+        facts.congestion not in PACED,
+        "tcp",
+        f"congestion control {facts.congestion or 'unknown'}"
+        + (", which sets a timer for each segment" if facts.congestion in PACED else ""),
+        "where TCP between nodes is to be fast, on a virtual machine above all: "
+        "mint exec NODE -- sysctl -w net.ipv4.tcp_congestion_control=reno",
     )
 
 

@@ -76,6 +76,7 @@ class Facts:
         memory_available: What can be had of it without swapping, bytes.
         descriptors: Most file descriptors that a process here may come to have.
         ipv6: Whether the kernel has IPv6.
+        congestion: The congestion control that TCP begins with, which namespaces inherit.
         kvm: ``absent``, ``denied`` or ``present``.
         cgroups: By controller, those that are mounted.
         programs: By name, the path of each that is installed.
@@ -93,6 +94,7 @@ class Facts:
     memory_available: int
     descriptors: int
     ipv6: bool
+    congestion: str
     kvm: str
     cgroups: Mapping[str, CgroupController]
     programs: Mapping[str, str]
@@ -130,6 +132,7 @@ def gather() -> Facts:
         memory_available=memory["MemAvailable"],
         descriptors=_descriptors(root=root),
         ipv6=Path("/proc/net/if_inet6").exists(),
+        congestion=_line(Path("/proc/sys/net/ipv4/tcp_congestion_control")),
         kvm=_kvm(),
         cgroups=find_controllers(mounts),
         programs=_programs(),
@@ -188,6 +191,13 @@ def _words(path: Path) -> set[str]:
         return set(path.read_text(encoding="ascii").split())
     except OSError:
         return set()
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _meminfo(text: str) -> dict[str, int]:
