@@ -219,8 +219,12 @@ def test_death_of_the_agent_is_the_nodes(bench: Bench) -> None:
         with pytest.raises(NodeError, match="agent"):
             node.wait_ready(soon())
         facts = json.loads(json.dumps(node.describe()))
-        with pytest.raises(NodeError, match="its agent is gone"):
-            NODE_KINDS["uml"].adopt(node.plan, node.context, facts, None)
+        adopted = NODE_KINDS["uml"].adopt(node.plan, node.context, facts, None)
+        assert adopted.status()["state"] == "failed"
+        assert not adopted.servable()
+        assert process_start_time(node.pid) == node.start_time
+        adopted.stop(soon())
+        assert process_start_time(node.pid) is None
     finally:
         node.stop(soon())
 

@@ -266,9 +266,19 @@ def test_one_of_many_commands_adopts_and_all_are_answered(plain_lab: Lab) -> Non
     assert plain_lab.status()["supervisor"]["adoptions"] == 1
 
 
+def gc_says(lab: str, *options: str) -> str:
+    """What `mint gc` does about a lab."""
+    done = mint("gc", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["labs"]
+    return next(str(entry["state"]) for entry in found if entry["lab"] == lab)
+
+
 def test_gc_adopts_a_lab_that_runs(plain_lab: Lab) -> None:
     labs.kill(plain_lab.status()["supervisor"]["pid"])
-    assert mint("gc").returncode == 0
+    assert gc_says(plain_lab.name, "--dry-run") == "orphaned"
+    assert gc_says(plain_lab.name) == "adopted"
+    assert gc_says(plain_lab.name) == "running"
     assert plain_lab.status()["supervisor"]["adoptions"] == 1
     ping(plain_lab["a"], "b", count=2)
 
@@ -293,7 +303,12 @@ def test_a_lab_of_which_only_the_nodes_are_left_is_cleared(machine: None) -> Non
         labs.kill(pid)
     done = mint("status", lab.name)
     labs.one_sentence(done, mint_vni.LabStateError.exit_code, lab.name, "mint gc")
-    assert json.loads(mint("gc", "--dry-run", "--json").stdout)
+    assert gc_says(lab.name, "--dry-run") == "garbage"
     assert labs.lab_dir(lab.name).exists()
-    assert mint("gc").returncode == 0
+    with Lab.up(labs.source("whole", "ab")) as whole:
+        every = mint("status", "--all", "--json")
+        assert every.returncode == mint_vni.LabStateError.exit_code
+        assert [found["lab"] for found in json.loads(every.stdout)["labs"]] == [whole.name]
+        assert lab.name in json.loads(every.stdout)["problems"][0]
+    assert gc_says(lab.name) == "removed"
     assert Lab.names() == []

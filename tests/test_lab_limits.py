@@ -173,7 +173,9 @@ def _changed(before: machine_module.Machine) -> list[str]:
     return before.differences(machine_module.Machine.now())
 
 
-def test_a_full_disk_stops_no_replacement(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_stops_neither_replacement_nor_adoption(
+    small_disk: Path, tmp_path: Path
+) -> None:
     """What cannot be written down now is as soon as there is room."""
     source = labs.source("full", "ab")
     environment = os.environ | {"MINT_RUN_DIR": str(small_disk / "labs")}
@@ -194,14 +196,13 @@ def test_a_full_disk_stops_no_replacement(small_disk: Path, tmp_path: Path) -> N
         wait_for("its replacement", lambda t=times: _served(port(), t))  # type: ignore[misc]
     state = small_disk / "labs" / source["lab"] / "state.json"
     pid = port()["worker"]["pid"]
-    assert json.loads(state.read_text())["workers"]["a"]["pid"] != pid, "the disk was not full"
-    (small_disk / "full").unlink()
-    wait_for(
-        "the state", lambda: json.loads(state.read_text())["workers"]["a"]["pid"] == pid, timeout=30
-    )
     labs.kill(status()["supervisor"]["pid"])
     assert status()["supervisor"]["adoptions"] == 1
     assert status()["state"] == "ready"
+    assert port()["worker"]["pid"] == pid
+    assert json.loads(state.read_text())["adoptions"] == 0, "the disk was not full"
+    (small_disk / "full").unlink()
+    wait_for("the state", lambda: json.loads(state.read_text())["adoptions"] == 1, timeout=30)
     assert labs.mint("down", source["lab"], env=environment).returncode == 0
 
 

@@ -423,3 +423,13 @@ def test_without_root_python_says_the_same() -> None:
     argv = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     done = run([*argv, sys.executable, "-c", code])
     assert "root" in done.stdout, done.stderr
+
+
+def test_a_place_with_too_long_a_name_is_refused(machine: None, tmp_path: Path) -> None:
+    """A socket's name has room for 107 bytes; nothing is made there."""
+    place = tmp_path / ("long" * 30)
+    source = labs.source("long", "ab")
+    environment = os.environ | {"MINT_RUN_DIR": str(place)}
+    done = labs.mint("up", labs.write(tmp_path, source), env=environment)
+    one_sentence(done, mint_vni.PlatformError.exit_code, "MINT_RUN_DIR", "107")
+    assert not place.exists()

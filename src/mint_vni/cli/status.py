@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mint_vni.cli.common import JsonOption, LabArgument, connect, console, lab_class, print_json
+from mint_vni.cli.common import (
+    JsonOption,
+    LabArgument,
+    connect,
+    console,
+    lab_class,
+    note,
+    print_json,
+)
+from mint_vni.errors import LabStateError
 
 if TYPE_CHECKING:
     from mint_vni import Lab
@@ -51,13 +60,22 @@ def status(
 
 
 def _all(*, json: bool) -> None:
-    statuses = [connect(name).status() for name in lab_class().names()]
+    statuses, problems = [], []
+    for name in lab_class().names():
+        try:
+            statuses.append(connect(name).status())
+        except LabStateError as error:  # one that is left of a crash, say: the others are shown
+            problems.append(str(error))
     if json:
-        print_json({"version": 1, "labs": statuses})
-        return
-    from mint_vni.observe.status import labs_table
+        print_json({"version": 1, "labs": statuses, "problems": problems})
+    else:
+        from mint_vni.observe.status import labs_table
 
-    console().print(labs_table(statuses))
+        console().print(labs_table(statuses))
+        for problem in problems:
+            note(problem)
+    if problems:
+        raise typer.Exit(LabStateError.exit_code)
 
 
 def _watch(lab: Lab, interval: float) -> None:

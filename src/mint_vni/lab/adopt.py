@@ -2,8 +2,9 @@
 """Taking a lab over from a supervisor that died.
 
 The data path went on without it. Every worker still holds the descriptors of its control region,
-its channels, its doorbells and its TAP, and gives them to whoever can connect to its socket; what
-the nodes are is in ``state.json``. From these the regions are put together again:
+its channels, its doorbells and its TAP, and gives them to whoever can connect to its socket; which
+processes the workers are is in the journal, what the nodes are in ``state.json``. From these the
+regions are put together again:
 
 =======================  ==================================================================
 control region of p      from p's worker
@@ -16,26 +17,40 @@ TAP of p                 from p's worker
 What only the dead supervisor and a dead worker held is gone: the port of a worker that died while
 there was no supervisor stays down. Raw ports go on; they are recognised by the channels that the
 workers have with them, and dropped when their doorbells close.
+
+A worker may have been taken over by its guest, so what it gives is looked at first (`_checked`): a
+region is one only if nobody can change its size any more and it has the right one and the right
+owner. A worker that does not answer, or gives nonsense, is ended: it can be neither watched nor
+replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import fcntl
 import os
 import select
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from mint_vni.errors import LabStateError, MintError
+from mint_vni._native import lib
+from mint_vni.errors import FabricError, LabStateError, MintError
 from mint_vni.fabric.config import PortSpec
 from mint_vni.fabric.counters import ControlView
-from mint_vni.fabric.regions import reopen
-from mint_vni.lab import wire
-from mint_vni.lab.engine import Engine, log
+from mint_vni.fabric.regions import Regions, reopen
+from mint_vni.lab import journal, wire
+from mint_vni.lab.engine import STOP_S, Engine, log
 from mint_vni.lab.member import Member, node_spec, worker_uid
 from mint_vni.lab.plan import NodePlan
 from mint_vni.lab.process import Process
 from mint_vni.nodes import KINDS
+
+_F_GET_SEALS = 1034
+_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_RAW_MARGIN = 8  # messages that a worker may give besides one for each port
 
 
 async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
@@ -48,19 +63,26 @@ async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
     Returns:
         The error, if the lab cannot be adopted; nothing was changed then.
     """
+    entries = journal.read(engine.directory / "journal")
+    name = engine.plan.name
+    if not any(e["kind"] == "lab" and e.get("boot") == journal.boot_id() for e in entries):
+        return LabStateError(
+            f"lab {name}: it was up before this machine was started; clear it with: mint gc"
+        )
     if facts.get("state") != "ready":
         return LabStateError(
-            f"lab {engine.plan.name}: its start was cut off; remove what is left with: mint gc"
+            f"lab {name}: its start was cut off; remove what is left with: mint gc"
         )
     engine.since = facts["since"]
     engine.adoptions = facts["adoptions"] + 1
+    engine.adopt_environment(facts["environment"])
     taps: dict[int, int] = {}
     raw: dict[int, tuple[PortSpec, int]] = {}
     for node in engine.plan.nodes:
-        _adopt_port(engine, node, facts, taps, raw)
+        _adopt_port(engine, node, _workers(entries, node.name), taps, raw)
     if not engine.members:
         return LabStateError(
-            f"lab {engine.plan.name}: none of its workers is left; remove the rest with: mint gc"
+            f"lab {name}: none of its workers is left; remove the rest with: mint gc"
         )
     _restore_payload(engine)
     ssh = engine.ssh_material()
@@ -69,71 +91,198 @@ async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
     for spec, ctl in raw.values():
         _adopt_raw(engine, spec, ctl)
     engine.state = "ready"
-    engine.save()
+    engine.save_at_last()
     log(f"adopted with {len(engine.members)} ports")
     return None
+
+
+def _workers(entries: Iterable[dict[str, Any]], node: str) -> list[Process]:
+    """The workers of a node that run, the newest first."""
+    named = [e for e in entries if e["kind"] == "process" and e.get("what") == f"worker {node}"]
+    found = [Process(int(e["pid"]), int(e["start"])) for e in reversed(named)]
+    return [process for process in found if process.alive()]
 
 
 def _adopt_port(
     engine: Engine,
     node: NodePlan,
-    facts: dict[str, Any],
+    workers: list[Process],
     taps: dict[int, int],
     raw: dict[int, tuple[PortSpec, int]],
 ) -> None:
     """Collect what one worker holds."""
-    known = facts["workers"].get(node.name)
-    process = Process(known["pid"], known["start"]) if known else None
-    if process is None or not process.alive():
+    if not workers:
         log(f"worker of {node.name} died while there was no supervisor; its port stays down")
         return
+    process, *older = workers
     worker = engine.new_worker(node.name)
     try:
+        for other in older:  # it was being replaced
+            other.kill(time.monotonic() + STOP_S)
         worker.adopt(process)
-        held = worker.collect()
+        held = _checked(engine, node, worker.collect(engine.regions.slots + _RAW_MARGIN))
+        member = Member(node_spec(engine.plan, node), worker_uid(engine.lab_id, node.index))
+        try:
+            member.view = ControlView(held.control, engine.regions.slots)
+        except FabricError:
+            held.close()
+            raise
     except (MintError, OSError) as error:
-        log(f"worker of {node.name} is not to be adopted: {error}")
+        log(f"worker of {node.name} is not to be adopted: {error}; its port stays down")
+        worker.disconnect()
+        process.kill(time.monotonic() + STOP_S)
         return
-    member = Member(node_spec(engine.plan, node), worker_uid(engine.lab_id, node.index))
     member.worker = worker
-    for message in held:
-        if message.type == wire.ADD_PEER and message.spec is not None:
-            member.told.add(message.spec.index)
-        _keep(engine, node.index, message, taps, raw)
-    member.view = ControlView(engine.regions.control[node.index], engine.regions.slots)
+    member.told |= set(held.peers)
+    _keep(engine, node.index, held, taps, raw)
     engine.members[node.index] = member
+
+
+@dataclass
+class _Held:
+    """What a worker holds, by its word; the descriptors are the owner's of this.
+
+    Attributes:
+        control: its control region.
+        frames: its stock region, or the pool; None in layout ``per-channel``.
+        tap: its TAP; None where it has a vhost-user device.
+        peers: by index: who it is and the descriptors, in the order of the control protocol.
+    """
+
+    control: int = -1
+    frames: int | None = None
+    tap: int | None = None
+    peers: dict[int, tuple[PortSpec, list[int]]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close everything."""
+        for fd in (self.control, self.frames, self.tap):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        for _, fds in self.peers.values():
+            while fds:
+                os.close(fds.pop())
+
+
+def _checked(engine: Engine, node: NodePlan, messages: list[wire.Message]) -> _Held:
+    """Look at what a worker gave.
+
+    Raises:
+        FabricError: it makes no sense; all descriptors are closed.
+    """
+    held = _Held()
+    try:
+        for message in messages:
+            _check(engine, node.index, message, held)
+    except (FabricError, OSError) as error:
+        held.close()
+        raise FabricError(f"what it gives makes no sense ({error})") from None
+    finally:
+        for message in messages:
+            message.close()
+    if held.control < 0:
+        held.close()
+        raise FabricError("it gives no port")
+    return held
+
+
+def _check(engine: Engine, index: int, message: wire.Message, held: _Held) -> None:
+    """Look at one message, and take its descriptors."""
+    regions, fds, uid = engine.regions, message.fds, worker_uid(engine.lab_id, index)
+    if message.type == wire.OPEN and held.control < 0:
+        has_frames = regions.layout != "per-channel"
+        if len(fds) != 1 + has_frames:
+            raise FabricError(f"a port with {len(fds)} regions")
+        _check_region(fds[0], int(lib.mint_ctl_bytes(regions.slots)), {uid})
+        if has_frames:
+            _check_region(fds[1], *_own_region(regions, uid))
+            held.frames = fds.pop(1)
+        held.control = fds.pop(0)
+    elif message.type == wire.TAP and held.tap is None:
+        if len(fds) != 1 or not stat.S_ISCHR(os.fstat(fds[0]).st_mode):
+            raise FabricError("a device that is none")
+        held.tap = fds.pop()
+    elif message.type == wire.ADD_PEER and message.spec is not None:
+        peer = message.spec.index
+        if not 0 <= peer < regions.slots or peer == index or peer in held.peers:
+            raise FabricError(f"a channel with port {peer}")
+        _check_peer(engine, index, peer, fds)
+        held.peers[peer] = (message.spec, list(fds))
+        fds.clear()
+
+
+def _own_region(regions: Regions, uid: int) -> tuple[int, set[int]]:
+    """Size and possible owners of the region of frames that a port has besides its control region."""
+    if regions.layout == "pooled":
+        return int(lib.mint_stock_bytes(regions.slots, regions.channel_bytes)), {uid}
+    return int(lib.mint_pool_bytes(regions.slots, regions.channel_bytes)), {os.geteuid()}
+
+
+def _check_peer(engine: Engine, index: int, peer: int, fds: list[int]) -> None:
+    """Look at the descriptors of a port's channels with a peer."""
+    regions, lab_id = engine.regions, engine.lab_id
+    ours = worker_uid(lab_id, index)
+    # A raw port belongs to whoever runs the lab, or to a user that was trusted.
+    theirs = {worker_uid(lab_id, peer)} if peer < len(engine.plan.nodes) else None
+    sizes = {
+        "per-channel": [(regions.channel_bytes, {ours}), (regions.channel_bytes, theirs)],
+        "pooled": [(int(lib.mint_stock_bytes(regions.slots, regions.channel_bytes)), theirs)],
+        "shared": [],
+    }[regions.layout]
+    if len(fds) != 2 + len(sizes):
+        raise FabricError(f"channels with port {peer} in {len(fds)} parts")
+    _check_region(fds[0], int(lib.mint_ctl_bytes(regions.slots)), theirs)
+    for fd, (size, owners) in zip(fds[1:-1], sizes, strict=True):
+        _check_region(fd, size, owners)
+    if not stat.S_ISSOCK(os.fstat(fds[-1]).st_mode):
+        raise FabricError(f"a doorbell of port {peer} that is none")
+
+
+def _check_region(fd: int, size: int, owners: set[int] | None) -> None:
+    """Raise a FabricError unless this is a region of that size, for ever, of one of these users."""
+    place = os.fstat(fd)
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:  # it is no memory file
+        seals = 0
+    if place.st_size != size or seals & _SEALS != _SEALS:
+        raise FabricError("a region that is none")
+    if owners is not None and place.st_uid not in owners:
+        raise FabricError(f"a region of user {place.st_uid}")
 
 
 def _keep(
     engine: Engine,
     index: int,
-    message: wire.Message,
+    held: _Held,
     taps: dict[int, int],
     raw: dict[int, tuple[PortSpec, int]],
 ) -> None:
-    """Put the descriptors of one message where they belong."""
-    regions, fds = engine.regions, message.fds
-    if message.type == wire.OPEN:
-        regions.control[index] = fds.pop(0)
-        regions.owners[index] = worker_uid(engine.lab_id, index)
-        if fds and regions.layout == "pooled":
-            regions.stock[index] = fds.pop(0)
-        elif fds and regions.pool is None:
-            # Reopened: the worker's own file description carries its liveness lock.
-            regions.pool = reopen(fds[0], writable=True)
-    elif message.type == wire.TAP:
-        taps[index] = fds.pop(0)
-    elif message.type == wire.ADD_PEER and message.spec is not None:
-        peer = message.spec.index
+    """Put the descriptors where they belong."""
+    regions = engine.regions
+    regions.control[index] = held.control
+    regions.owners[index] = worker_uid(engine.lab_id, index)
+    if held.frames is not None:
+        if regions.layout == "pooled":
+            regions.stock[index] = held.frames
+        else:
+            if regions.pool is None:
+                # Reopened: the worker's own file description carries its liveness lock.
+                regions.pool = reopen(held.frames, writable=True)
+            os.close(held.frames)
+    if held.tap is not None:
+        taps[index] = held.tap
+    for peer, (spec, fds) in held.peers.items():
         regions.bells[index, peer] = fds.pop()
-        if len(fds) == 3:
+        if regions.layout == "per-channel":
             regions.payload[index, peer] = fds.pop(1)
             regions.read_only[peer, index] = fds.pop(1)
-        elif len(fds) == 2 and peer not in regions.read_only_stock:
+        elif regions.layout == "pooled" and peer not in regions.read_only_stock:
             regions.read_only_stock[peer] = fds.pop(1)
         if peer >= len(engine.plan.nodes) and peer not in raw:
-            raw[peer] = (message.spec, fds.pop(0))
-    message.close()
+            raw[peer] = (spec, fds.pop(0))
+        for fd in fds:
+            os.close(fd)
 
 
 def _restore_payload(engine: Engine) -> None:
@@ -154,34 +303,27 @@ def _restore_payload(engine: Engine) -> None:
 def _adopt_node(
     engine: Engine, node: NodePlan, facts: dict[str, Any], taps: dict[int, int], context: Any
 ) -> None:
-    member = engine.members.get(node.index)
+    """Take a node over, also one that has ended or whose worker is gone: `down` is to end it all."""
     described = facts["nodes"].get(node.name)
-    if member is None or described is None:
-        _adopt_lost(engine, node, described, context)
+    member = engine.members.get(node.index)
+    if member is None:
+        if described is None:
+            return
+        member = Member(node_spec(engine.plan, node), worker_uid(engine.lab_id, node.index))
+        engine.members[node.index] = member
+    tap = taps.pop(node.index, None)
+    if described is not None:
+        member.node = KINDS[node.kind].adopt(node, context, described, tap)
+    elif tap is not None:
+        os.close(tap)
+    if member.worker is None:
         return
-    try:
-        member.node = KINDS[node.kind].adopt(node, context, described, taps.pop(node.index, None))
-    except MintError as error:
-        log(f"node {node.name} is not to be adopted: {error}")
-        with contextlib.suppress(KeyError):
-            os.close(taps.pop(node.index))
-        member.state = "down"
+    if member.node is None or not member.node.servable():
+        log(f"node {node.name} has ended; its port stays down")
         return
     member.state = "up"
     engine.watch(member)
     engine.watch_node(member)
-
-
-def _adopt_lost(
-    engine: Engine, node: NodePlan, described: dict[str, Any] | None, context: Any
-) -> None:
-    """A node whose worker is gone: keep it in the lab, so that it is seen and taken down."""
-    if described is None:
-        return
-    member = Member(node_spec(engine.plan, node), worker_uid(engine.lab_id, node.index))
-    with contextlib.suppress(MintError):
-        member.node = KINDS[node.kind].adopt(node, context, described, None)
-    engine.members[node.index] = member
 
 
 def _adopt_raw(engine: Engine, spec: PortSpec, ctl: int) -> None:

@@ -12,9 +12,11 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mint_vni.errors import MintError
@@ -26,6 +28,8 @@ from mint_vni.nodes import undo
 _GIVE_UP_S = 10.0
 _YOUNG_S = 1.0  # whoever made a directory locks it at once
 _ORDER = ("node", "process", "file", "cgroup", "cgroup-control")
+_EARLY = ("adopt.lock", "plan.json", "plan.json.new")  # what is made before the journal
+_LASTING = ("file",)  # what a boot leaves: the rest is gone, or another's of the same name
 
 
 @dataclass
@@ -35,7 +39,8 @@ class Cleared:
     Attributes:
         lab: its name.
         state: ``running``, ``adopted`` (its supervisor had died; it has a new one), ``removed``,
-            ``garbage`` (dry run) or ``failed``.
+            ``garbage`` (dry run: it would be removed), ``orphaned`` (dry run: it would get a new
+            supervisor) or ``failed``.
         entries: what its journal names.
         problems: what could not be removed, one sentence each.
     """
@@ -68,27 +73,34 @@ def _collect_one(name: str, dry_run: bool) -> Cleared:
         return Cleared(name, "running")
     entries = journal.read(paths.lab_dir(name) / "journal")
     described = [_describe(entry) for entry in entries if entry["kind"] in _ORDER]
-    if not dry_run and _adopted(name):
-        return Cleared(name, "adopted")
     if dry_run:
-        return Cleared(name, "garbage", described)
+        orphaned = _is_orphaned(name, entries)
+        return Cleared(name, "orphaned") if orphaned else Cleared(name, "garbage", described)
+    if _adopted(name):
+        return Cleared(name, "adopted")
     problems = clear(name)
     if problems is None:
         return Cleared(name, "running")  # it is just being started
     return Cleared(name, "failed" if problems else "removed", described, problems)
 
 
-def clear(name: str) -> list[str] | None:
+def clear(name: str, place: int | None = None) -> list[str] | None:
     """Undo what the journal of a lab without a supervisor says, and remove its directory.
+
+    Args:
+        name: the lab's.
+        place: a descriptor of its directory, if no other lab of this name is meant.
 
     Returns:
         What could not be undone, one sentence each; None: somebody is starting or adopting it.
     """
     directory = paths.lab_dir(name)
     try:
-        with _claim(name) as claimed:
+        with _claim(directory) as claimed:
             if not claimed:
                 return None
+            if place is not None and not os.path.samestat(os.fstat(place), directory.stat()):
+                return []
             problems = undo_all(journal.read(directory / "journal"))
             if not problems:
                 (directory / "journal").unlink(missing_ok=True)
@@ -102,9 +114,9 @@ def clear(name: str) -> list[str] | None:
 
 
 @contextlib.contextmanager
-def _claim(name: str) -> Iterator[bool]:
+def _claim(directory: Path) -> Iterator[bool]:
     """Keep others from adopting what is being removed; whether that succeeded."""
-    fd = os.open(paths.lab_dir(name) / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,6 +126,21 @@ def _claim(name: str) -> Iterator[bool]:
             yield True
     finally:
         os.close(fd)
+
+
+def _is_orphaned(name: str, entries: list[dict[str, Any]]) -> bool:
+    """Whether a supervisor would find something to adopt: that takes one worker that still runs."""
+    boots = {entry.get("boot") for entry in entries if entry["kind"] == "lab"}
+    facts = paths.read_json(paths.lab_dir(name) / "state.json") or {}
+    return (
+        journal.boot_id() in boots
+        and facts.get("state") == "ready"
+        and any(
+            Process(int(entry["pid"]), int(entry["start"])).alive()
+            for entry in entries
+            if entry["kind"] == "process" and str(entry.get("what")).startswith("worker ")
+        )
+    )
 
 
 def _adopted(name: str) -> bool:
@@ -141,7 +168,7 @@ def undo_all(entries: list[dict[str, Any]]) -> list[str]:
     problems = []
     for kind in _ORDER:
         for entry in entries:
-            if entry["kind"] != kind or (not same_boot and kind in ("node", "process")):
+            if entry["kind"] != kind or (not same_boot and kind not in _LASTING):
                 continue
             try:
                 _undo(kind, entry, str(lab["id"]), deadline)
@@ -159,17 +186,31 @@ def _undo(kind: str, entry: dict[str, Any], lab_id: str, deadline: float) -> Non
         undo(kind, entry, lab_id, deadline)
 
 
+def _unclaimed(path: Path) -> bool:
+    """Whether this is the directory of a lab that was not even begun, and nobody begins it now."""
+    place = path.lstat()
+    if not stat.S_ISDIR(place.st_mode) or time.time() - place.st_ctime <= _YOUNG_S:
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    mine = place.st_uid == os.geteuid() and stat.S_IMODE(place.st_mode) == paths.LAB_MODE
+    return mine and set(paths.FIRST) <= names <= {*paths.FIRST, *_EARLY}
+
+
 def _remove_unclaimed() -> None:
-    """Directories of runs that died before their journal's first line; then the empty rest."""
+    """Directories of runs that died before their journal's first line; then the empty rest.
+
+    Whatever else lies there (a user may have named a directory of his own) is left alone: a lab's is
+    known by what `paths.claim` makes first, and by holding nothing that a lab does not make.
+    """
     if not paths.RUN_DIR.is_dir():
         return
     for path in paths.RUN_DIR.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            old = time.time() - path.stat().st_ctime > _YOUNG_S
-            if path.is_dir() and old and not (path / "journal").exists():
-                with _claim(path.name) as claimed:
-                    if claimed:
-                        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not _unclaimed(path):
+                continue
+            with _claim(path) as claimed:
+                if claimed:
+                    shutil.rmtree(path, ignore_errors=True)
     try:
         paths.RUN_DIR.rmdir()
     except OSError:

@@ -56,6 +56,7 @@ def start(plan: LabPlan, progress: Progress | None = None) -> Iterator[Callable[
         MintError: it cannot be brought up; everything was undone.
     """
     require_root()
+    paths.require_room(plan.name, [node.name for node in plan.nodes])
     # From claiming the name to being ready to give it back, no interrupt must come in between.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
@@ -63,9 +64,11 @@ def start(plan: LabPlan, progress: Progress | None = None) -> Iterator[Callable[
     except BaseException:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise
+    # Held open, so that no other directory of this name gets to look like ours.
+    place = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        lock = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CLOEXEC)
         with contextlib.closing(_Descriptor(lock)) as held:
             _lock(lock, plan.name)  # nobody is to adopt it, or to take it for garbage
             paths.write_json(directory / "plan.json", plan.to_json())
@@ -74,11 +77,13 @@ def start(plan: LabPlan, progress: Progress | None = None) -> Iterator[Callable[
                 held.close()
                 yield lambda: _keep(sock, plan.name)
     except BaseException:
-        _clear_rest(plan.name)
+        _clear_rest(plan.name, place)
         raise
+    finally:
+        os.close(place)
 
 
-def _clear_rest(name: str) -> None:
+def _clear_rest(name: str, place: int) -> None:
     """Undo what a supervisor that died without undoing it had written down.
 
     One that is just dying closes its sockets one after the other, and all of them only when none of
@@ -91,7 +96,7 @@ def _clear_rest(name: str) -> None:
         if time.monotonic() > deadline:
             return
         time.sleep(0.01)
-    clean.clear(name)
+    clean.clear(name, place)
 
 
 class _Descriptor:
@@ -221,11 +226,18 @@ class Client:
 
     def _try_connect(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(_ANSWER_S)
         try:
             sock.connect(str(self.directory / "supervisor.sock"))
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
             return None
+        except BlockingIOError:  # at once, where so many wait already that there is no more room
+            sock.close()
+            raise LabStateError(
+                f"the supervisor of lab {self.name} answers nobody; end its process (pid"
+                f" {_supervisor_pid(self.directory)}), and the next command starts another"
+            ) from None
         return sock
 
     def request(self, op: str, **arguments: Any) -> Any:
@@ -269,9 +281,16 @@ class Client:
             os.close(pidfd)
 
 
+def _supervisor_pid(directory: Path) -> Any:
+    return (paths.read_json(directory / "state.json") or {}).get("supervisor", "unknown")
+
+
 def _adopt(directory: Path, name: str) -> None:
     """Start a supervisor for a lab that lost its own; one starter at a time."""
-    lock = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:  # made by whoever brought the lab up: where it is missing, the lab is being removed
+        lock = os.open(directory / "adopt.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise LabStateError(f"there is no lab {name}; see: mint status") from None
     try:
         _lock(lock, name)
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -300,8 +319,11 @@ def is_served(name: str) -> bool:
     """Whether a supervisor answers for this lab now."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with sock:
+        sock.settimeout(_ANSWER_S)
         try:
             sock.connect(str(paths.lab_dir(name) / "supervisor.sock"))
+        except BlockingIOError:
+            return True  # it is there, and too many wait for it
         except OSError:
             return False
         return True

@@ -26,6 +26,7 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,11 +59,14 @@ _BACKOFF_S = (0.0, 0.05, 0.2, 1.0)  # before a worker's next start, by how often
 _LATELY_S = 5.0
 _SAVE_AGAIN_S = 1.0  # between two tries to write the state, where the disk is full
 _REVIVALS, _REVIVALS_S = 5, 60.0  # a node may end so often in so long before it is given up
+_REVIVE_AGAIN_S = 1.0
 # What a port can do with frames that are none of its own, by layout.
 _REACH = {"shared": "write all frames", "pooled": "read all that its peers send"}
 _PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
+# What decides where programs and kernels are found; whoever starts a supervisor may have others.
+_ENVIRONMENT = ("HOME", "MINT_CACHE_DIR", "PATH", "SUDO_UID", "XDG_CACHE_HOME")
 
 
 def log(text: str) -> None:
@@ -88,6 +92,7 @@ class Engine:
         self._changing = asyncio.Lock()  # one change of the set of ports at a time
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving = False  # a failed save is being tried again
+        self._environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
 
     # -- helpers --------------------------------------------------------------------------------
 
@@ -99,8 +104,10 @@ class Engine:
         names = ", ".join(m.name for m in self.members.values())
         raise LabStateError(f"lab {self.plan.name} has no node {name}; it has {names}")
 
-    def _others(self, member: Member) -> list[Member]:
-        return [m for m in self.members.values() if m is not member]
+    def others(self, member: Member) -> list[Member]:
+        """All other ports that there are channels with: not those whose regions were lost."""
+        control = self.regions.control
+        return [m for m in self.members.values() if m is not member and m.spec.index in control]
 
     def context(self, node: NodePlan, ssh: SshMaterial) -> NodeContext:
         """What a node is given."""
@@ -151,20 +158,20 @@ class Engine:
                 "state": self.state,
                 "adoptions": self.adoptions,
                 "supervisor": os.getpid(),
+                "environment": self._environment,
                 "nodes": {m.name: m.node.describe() for m in members if m.node and m.node.pid},
-                "workers": {
-                    m.name: {"pid": m.worker.process.pid, "start": m.worker.process.start}
-                    for m in members
-                    if m.worker and m.worker.process
-                },
             },
         )
 
-    def save_at_last(self) -> None:
-        """As `save`; where that fails, say so and go on trying: traffic does not depend on it.
+    def adopt_environment(self, environment: dict[str, str]) -> None:
+        """Look for programs and kernels where the lab's first supervisor did."""
+        for name in _ENVIRONMENT:
+            os.environ.pop(name, None)
+        os.environ.update(environment)
+        self._environment = environment
 
-        A supervisor after this one finds only the workers that were written down.
-        """
+    def save_at_last(self) -> None:
+        """As `save`; where that fails, say so and go on trying: traffic does not depend on it."""
         try:
             self.save()
         except OSError as error:
@@ -207,7 +214,7 @@ class Engine:
         progress(f"starting {len(members)} nodes")
         await _all(self._start_node(m, ssh) for m in members)
         progress("joining them over shared memory")
-        await _all(asyncio.to_thread(self._join, m, self._others(m)) for m in members)
+        await _all(asyncio.to_thread(self._join, m, self.others(m)) for m in members)
         # Only now, for what a node sends before all others listen would be dropped.
         await _all(asyncio.to_thread(self._begin, m) for m in members)
         for member in members:
@@ -319,6 +326,8 @@ class Engine:
                 await work
             except (MintError, OSError) as error:
                 log(f"error: {error}")
+            except Exception:  # noqa: BLE001  # a mistake of ours: seen, and all else goes on
+                log(f"internal error: {traceback.format_exc()}")
 
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
@@ -333,20 +342,20 @@ class Engine:
             if self.state == "stopping":
                 return
             node = _node(member)
-            if not node.alive():
+            if not node.servable():
                 member.state = "down"
                 log(f"node {member.name} has ended; its port stays down")
                 return
             try:
                 await asyncio.to_thread(self._start_worker, member)
-                await asyncio.to_thread(self._join, member, self._others(member))
+                await asyncio.to_thread(self._join, member, self.others(member))
                 await asyncio.to_thread(self._begin, member)
                 member.state = "up"
             except (MintError, OSError) as error:
                 log(f"worker of {member.name} cannot be replaced: {error}")
                 self._drop_half_started(member)
-            self.watch(member)  # whatever else fails: the next death must be seen, too
-            self.save_at_last()
+            finally:
+                self.watch(member)  # whatever fails: the next death must be seen, too
 
     def _drop_half_started(self, member: Member) -> None:
         """End a worker that was not told all it needs; it is replaced in its turn."""
@@ -376,7 +385,8 @@ class Engine:
     async def _revive(self, member: Member) -> None:
         """Start a node again that has ended by itself; too often, and it stays down."""
         node = _node(member)
-        log(f"node {member.name} (pid {node.pid}) ended: {_last_words(node)}")
+        said = await asyncio.to_thread(_last_words, node)
+        log(f"node {member.name} (pid {node.pid}) ended: {said}")
         now = time.monotonic()
         member.revivals = [t for t in member.revivals if now - t < _REVIVALS_S] + [now]
         if len(member.revivals) > _REVIVALS:
@@ -385,10 +395,21 @@ class Engine:
         async with self._changing:
             if self.state == "stopping":
                 return
-            await asyncio.to_thread(node.revive)
+            try:
+                await asyncio.to_thread(node.revive)
+            except MintError as error:
+                log(f"error: {error}")
+                if node.servable():  # no descriptors left, say: there may be some soon
+                    self.spawn(self._revive_later(member))
+                return
             self.watch_node(member)
-            self.save_at_last()
+            self.save_at_last()  # its pid
         log(f"node {member.name} was started again (pid {node.pid})")
+
+    async def _revive_later(self, member: Member) -> None:
+        await asyncio.sleep(_REVIVE_AGAIN_S)
+        if self.state != "stopping":
+            await self._revive(member)
 
     # -- raw ports ------------------------------------------------------------------------------
 
@@ -471,7 +492,7 @@ class Engine:
 
     async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
         """Tell every other port that a port has come or gone."""
-        await _all(self._tell(other, member, data, adding) for other in self._others(member))
+        await _all(self._tell(other, member, data, adding) for other in self.others(member))
 
     async def _tell(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
         async with other.lock:
@@ -511,12 +532,17 @@ class Engine:
 
     # -- status ---------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """The lab's status, from live values; docs/cli.md has its shape."""
+        found = [m.node for m in self.members.values() if m.node]
+        # In threads: some nodes ask others for it, who may take their time.
+        known = dict(
+            zip(found, await _all(asyncio.to_thread(n.status) for n in found), strict=True)
+        )
         members = sorted(self.members.values(), key=lambda m: m.spec.index)
         seen = [m for m in members if m.view]
         separate = os.geteuid() == 0
-        nodes = [m.node.status() for m in members if m.node]
+        nodes = [known[m.node] for m in members if m.node in known]
         degraded = self.state == "ready" and (
             any(node["state"] != "running" for node in nodes)
             or any(m.state != "up" for m in members)
@@ -547,10 +573,10 @@ class Engine:
             },
         }
 
-    def logs(self, name: str) -> dict[str, str]:
+    async def logs(self, name: str) -> dict[str, str]:
         """What a node, its sshd and its worker said; bounded."""
         member = self.by_name(name)
-        logs: dict[str, str] = member.node.logs() if member.node else {}
+        logs = await asyncio.to_thread(member.node.logs) if member.node else {}
         return logs | {"worker": _tail(self.directory / "log" / f"{name}.worker.log")}
 
     # -- down -----------------------------------------------------------------------------------
@@ -563,12 +589,10 @@ class Engine:
         """
         self.state = "stopping"
         async with self._changing:  # what is half done, such as a worker's start, is finished first
-            for task in list(self._tasks):
-                task.cancel()
             members = list(self.members.values())
             for member in members:
                 async with member.lock:
-                    pass  # nobody takes it any more: see _replace_worker()
+                    pass  # nobody starts anything any more: see _replace_worker(), _revive()
             problems = await asyncio.gather(*(self._stop_member(m) for m in members))
             for member in members:
                 member.close()
@@ -586,6 +610,9 @@ class Engine:
                 await asyncio.to_thread(part.stop, deadline)
             except (MintError, OSError) as error:
                 problems.append(f"{member.name}: {error}")
+            except Exception as error:  # noqa: BLE001  # a mistake of ours: the rest is ended
+                log(f"internal error: {traceback.format_exc()}")
+                problems.append(f"{member.name}: internal error: {error!r}")
         return problems
 
 
@@ -652,6 +679,7 @@ async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
     for result in results:
         if isinstance(result, BaseException):
             if isinstance(result, OSError):
-                raise NodeError(f"{result.filename or 'a node'}: {result.strerror}") from result
+                what = result.strerror or str(result)
+                raise NodeError(f"{result.filename or 'a node'}: {what}") from result
             raise result
     return [r for r in results if not isinstance(r, BaseException)]

@@ -7,6 +7,7 @@
         plan.json           what was asked for
         state.json          what was made: the lab's id, processes, nodes (rewritten atomically)
         journal             what has a name on the host, written down before it is made
+        adopt.lock          held by who starts a supervisor, or removes the lab
         supervisor.sock     commands
         w-NODE.sock         each worker's control socket
         nodes/NODE/         what the node kind keeps: keys, generated files
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ from mint_vni.errors import LabStateError, PlatformError
 
 #: Overridden by the tests, so that they never meet a user's labs.
 RUN_DIR = Path(os.environ.get("MINT_RUN_DIR", "/run/mint"))
+
+
+LAB_MODE = 0o700
+_ADDRESS_BYTES = 107  # sun_path without its end
+#: What is made first in a lab's directory.
+FIRST = ("nodes", "log")
 
 
 def lab_dir(name: str) -> Path:
@@ -44,6 +52,27 @@ def lab_names() -> list[str]:
         ) from None
 
 
+def require_room(name: str, nodes: Iterable[str]) -> None:
+    """Look whether the addresses of a lab's sockets are short enough.
+
+    Args:
+        name: the lab's.
+        nodes: names of its nodes.
+
+    Raises:
+        PlatformError: they are not.
+    """
+    sockets = ["supervisor.sock", *(f"w-{node}.sock" for node in nodes)]
+    longest = max(
+        (lab_dir(name) / file for file in sockets), key=lambda path: len(os.fsencode(path))
+    )
+    if len(os.fsencode(longest)) > _ADDRESS_BYTES:
+        raise PlatformError(
+            f"{longest} is too long for a socket's name (more than {_ADDRESS_BYTES} bytes);"
+            " set MINT_RUN_DIR to a directory with a shorter one"
+        )
+
+
 def claim(name: str) -> Path:
     """Make a lab's directory; whoever succeeds owns the name.
 
@@ -55,10 +84,10 @@ def claim(name: str) -> Path:
     try:
         try:
             RUN_DIR.mkdir(mode=0o711, exist_ok=True)
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=LAB_MODE)
         except FileNotFoundError:  # the last lab went, and took it along
             RUN_DIR.mkdir(mode=0o711, exist_ok=True)
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=LAB_MODE)
     except FileExistsError:
         raise LabStateError(
             f"lab {name} is already up; take it down with: mint down {name}"
@@ -69,8 +98,9 @@ def claim(name: str) -> Path:
             f"no permission to create {path}; run mint as root, for instance with sudo"
         ) from None
     try:
-        (path / "nodes").mkdir(mode=0o700)
-        (path / "log").mkdir(mode=0o700)
+        for part in FIRST:
+            (path / part).mkdir(mode=0o700)
+        (path / "adopt.lock").touch(mode=0o600)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise

@@ -37,6 +37,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,16 @@ from typing import Any
 from mint_vni.errors import LabStateError, MintError
 from mint_vni.lab import paths, protocol, wire
 from mint_vni.lab.adopt import adopt
+from mint_vni.lab.clean import undo_all
 from mint_vni.lab.engine import Engine, log
 from mint_vni.lab.journal import Journal, boot_id
+from mint_vni.lab.journal import read as read_journal
 from mint_vni.lab.member import Member
 from mint_vni.lab.plan import LabPlan
 
 _PACKET = 65_536
 _ACCEPT_AGAIN_S = 0.2
+_THREADS = 6  # besides two for each node
 _SEND_S = 10.0  # a client that does not read for so long is dropped
 
 
@@ -118,12 +122,12 @@ class Server:
             if op == "attach":
                 return await self._attach(conn, request, uid)
             if op == "status":
-                result: Any = self.engine.status()
+                result: Any = await self.engine.status()
             elif op == "facts":
                 members = self.engine.members.values()
                 result = {m.name: m.node.describe() for m in members if m.node}
             elif op == "logs":
-                result = self.engine.logs(str(request.get("node")))
+                result = await self.engine.logs(str(request.get("node")))
             elif op == "down":
                 result = {"problems": await self.stop()}
             else:
@@ -139,9 +143,11 @@ class Server:
             log(f"internal error: {traceback.format_exc()}")
             await _send(conn, protocol.error_message(error))
             return None
-        await _send(conn, {"result": result})
-        if op == "down":
-            self.done.set()
+        try:
+            await _send(conn, {"result": result})
+        finally:
+            if op == "down":  # also if nobody waits for the answer any more
+                self.done.set()
         return None
 
     async def _attach(self, conn: socket.socket, request: dict[str, Any], uid: int) -> Member:
@@ -155,7 +161,7 @@ class Server:
     def _introduce(self, conn: socket.socket, member: Member) -> None:
         """Give a raw port its regions and its peers."""
         engine, regions, index = self.engine, self.engine.regions, member.spec.index
-        others = [m for m in engine.members.values() if m is not member]
+        others = engine.others(member)
         place = {"index": index, "mac": member.spec.mac, "peers": len(others), "lab": engine.lab_id}
         conn.settimeout(_SEND_S)
         protocol.send(conn, {"result": place | {"capacity": engine.regions.capacity}})
@@ -172,6 +178,9 @@ class Server:
             if self._stopped:
                 return []
             problems = await self.engine.down()
+            # What is not this process's own: of before it adopted the lab, or of a start cut short.
+            entries = read_journal(self.engine.directory / "journal")
+            problems += await asyncio.to_thread(undo_all, entries)
             self._stopped = True
             if not problems:
                 # The journal first: without it there is no such lab, for whoever looks meanwhile.
@@ -279,6 +288,8 @@ async def _run(mode: str, directory: Path, fd: int) -> int:
     if mode == "up":
         journal.write("lab", {"id": lab_id, "name": plan.name, "boot": boot_id()})
     engine = Engine(plan, directory, lab_id, journal)
+    threads = ThreadPoolExecutor(_THREADS + 2 * len(plan.nodes), "mint")  # a few may be stuck
+    asyncio.get_running_loop().set_default_executor(threads)
     if mode == "up":
         engine.save()
         server = Server(engine)

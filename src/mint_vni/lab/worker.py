@@ -146,26 +146,34 @@ class Worker:
         if answer.status < 0:
             raise FabricError(f"worker of {self.name}: {os.strerror(-answer.status)}")
 
-    def collect(self) -> list[wire.Message]:
+    def collect(self, limit: int) -> list[wire.Message]:
         """What the worker holds, with descriptors: its OPEN, TAP and ADD_PEER messages.
 
+        Args:
+            limit: messages that it may give at most.
+
         Raises:
-            FabricError: it is hung or gone.
+            FabricError: it is hung or gone, or gives more.
         """
         if self._link is None:
             raise FabricError(f"worker of {self.name}: not connected")
         held: list[wire.Message] = []
+        deadline = time.monotonic() + ANSWER_S
         try:
             wire.send(self._link, wire.plain_message(wire.GIVE))
-            while True:
+            while len(held) <= limit:
+                self._link.settimeout(max(0.001, deadline - time.monotonic()))
                 message = wire.receive(self._link)
                 if message.type == wire.GIVE:
+                    message.close()
                     return held
                 held.append(message)
-        except OSError as error:
-            for message in held:
-                message.close()
-            raise FabricError(f"worker of {self.name}: {error}") from None
+            problem = "gives more than there is"
+        except (OSError, FabricError) as error:
+            problem = str(error)
+        for message in held:
+            message.close()
+        raise FabricError(f"worker of {self.name}: {problem}")
 
     def stop(self, deadline: float) -> None:
         """End the worker, gently if it listens, and remove its socket; safe to repeat."""

@@ -167,21 +167,25 @@ class Node(ABC):
     @classmethod
     @abstractmethod
     def adopt(cls, plan: NodePlan, context: NodeContext, facts: Facts, tap_fd: int | None) -> Self:
-        """Take over a running node from a supervisor that has died.
+        """Take over a node from a supervisor that has died.
+
+        The node, or a part of it, may have ended since: then it is not `alive`, and `stop` removes
+        the rest.
 
         Args:
             plan: What the node is.
             context: As for a new one.
             facts: What `describe` returned to the predecessor.
-            tap_fd: A duplicate of the predecessor's, to be owned by the new object.
-
-        Raises:
-            NodeError: The node has ended. `tap_fd` still is the caller's then.
+            tap_fd: A duplicate of the predecessor's, owned by the new object; None: it was lost.
         """
 
     @abstractmethod
     def alive(self) -> bool:
         """Tell whether the node runs."""
+
+    def servable(self) -> bool:
+        """Tell whether a new worker can be given the node's device now."""
+        return self.alive()
 
     @abstractmethod
     def status(self) -> dict[str, Any]:

@@ -175,15 +175,14 @@ class ExternalNode(Node):
 
     @classmethod
     def adopt(cls, plan: NodePlan, context: NodeContext, facts: Facts, tap_fd: int | None) -> Self:
-        """Take over a running node; see `Node.adopt`."""
+        """Take over a node; see `Node.adopt`."""
         node = cls(plan, context)
         node.pid, node.start_time = facts["pid"], facts["start_time"]
         node._cgroup = NodeCgroup.from_json(facts["cgroup"])
         node._made = facts["made"]
         node._agent.process = Running(node.pid, node.start_time)
-        if not node._agent.alive():
-            raise node._error("has ended: its agent is gone")
-        node._log = open_log(node.pid, _AGENT_STDERR)
+        if node._agent.alive():
+            node._log = open_log(node.pid, _AGENT_STDERR)
         if tap_fd is not None:
             os.close(tap_fd)
         node._state = "running"

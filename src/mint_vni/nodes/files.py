@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a lab outside of its own directory: known by device and inode, not by name alone."""
+"""Files of a lab outside of its own directory: known by more than their names.
+
+Some file systems give a new file the inode of the one that was removed just before, so the time at
+which it was made counts, too: as its time of modification, for sockets are not written to.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ __all__ = ["made_here", "remove"]
 
 def made_here(path: str) -> dict[str, Any]:
     """Return what to journal about a file that was just made: `remove` takes it."""
-    place = os.stat(path, follow_symlinks=False)
-    return {"path": path, "dev": place.st_dev, "ino": place.st_ino}
+    device, inode, made = _identity(path)
+    return {"path": path, "dev": device, "ino": inode, "made": made}
 
 
 def remove(data: Mapping[str, Any]) -> None:
@@ -26,8 +30,12 @@ def remove(data: Mapping[str, Any]) -> None:
         OSError: It can't be removed.
     """
     try:
-        place = os.stat(data["path"], follow_symlinks=False)
-        if (place.st_dev, place.st_ino) == (data["dev"], data["ino"]):
+        if _identity(data["path"]) == tuple(data[key] for key in ("dev", "ino", "made")):
             os.unlink(data["path"])
     except FileNotFoundError:
         pass
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    place = os.stat(path, follow_symlinks=False)
+    return place.st_dev, place.st_ino, place.st_mtime_ns

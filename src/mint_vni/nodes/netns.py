@@ -318,14 +318,13 @@ class NetnsNode(Node):
 
     @classmethod
     def adopt(cls, plan: NodePlan, context: NodeContext, facts: Facts, tap_fd: int | None) -> Self:
-        """Take over a running node; see `Node.adopt`."""
+        """Take over a node; see `Node.adopt`."""
         node = cls(plan, context)
         node.pid, node.start_time = facts["pid"], facts["start_time"]
         node._cgroup = NodeCgroup.from_json(facts["cgroup"])
         node._pidfd = open_process(node.pid, node.start_time)
-        if node._pidfd is None:
-            raise node._error("has ended")
-        node._logs = {name: open_log(node.pid, fd) for name, fd in _LOG_FDS.items()}
+        if node._pidfd is not None:
+            node._logs = {name: open_log(node.pid, fd) for name, fd in _LOG_FDS.items()}
         node.tap_fd = tap_fd
         node._state = "running"
         return node

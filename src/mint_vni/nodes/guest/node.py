@@ -106,6 +106,8 @@ class GuestNode(Node):
         self._log: int | None = None
         self._keep: tuple[int, ...] = ()
         self._said = {"node": "", "sshd": ""}
+        self._found = False
+        self._shown: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ what a kind has to say
 
@@ -160,8 +162,14 @@ class GuestNode(Node):
                 raise self._error(problem, said) from error
             raise
 
+    def _look(self) -> None:
+        """Find what it boots from, unless that was done."""
+        if not self._found:
+            self._find()
+            self._found, self._shown = True, self._details()
+
     def _start(self) -> None:
-        self._find()
+        self._look()
         self._make_cgroup()
         self._done("cgroup")
         self._log = make_log(f"mint-{self.plan.name}")
@@ -269,6 +277,7 @@ class GuestNode(Node):
             raise self._error(f"can't be booted again: process {self.pid} does not end")
         self._state = "starting"
         try:
+            self._look()
             self._boot()
         except OSError as error:
             raise self._error(f"could not be booted again: {error.strerror}") from error
@@ -332,6 +341,7 @@ class GuestNode(Node):
             "agent": [agent.pid, agent.start_time] if agent else None,
             "helpers": [[helper.pid, helper.start_time] for helper in self._helpers],
             "keep": list(self._keep),
+            "details": self._shown,
             "cgroup": self._cgroup.to_json(),
             "state_dir": str(self.context.state_dir),
             "ssh_dir": str(self.context.ssh.directory),
@@ -339,20 +349,23 @@ class GuestNode(Node):
 
     @classmethod
     def adopt(cls, plan: NodePlan, context: NodeContext, facts: Facts, tap_fd: int | None) -> Self:
-        """Take over a running node; see `Node.adopt`. The guest may be down: then it is revived."""
+        """Take over a node; see `Node.adopt`. The guest may be down: then it is revived.
+
+        What it boots from is looked for only then: the guest runs, whatever became of that.
+        """
         node = cls(plan, context)
         node.pid, node.start_time = facts["pid"], facts["start_time"]
         node._cgroup = NodeCgroup.from_json(facts["cgroup"])
         agent = Running(*facts["agent"])
         node._agent.process = agent
         node._helpers = [Running(*helper) for helper in facts["helpers"]]
-        if not agent.alive():
-            raise node._error("has ended: its agent is gone")
-        node._find()
-        node._keep = tuple(_reopen(agent.pid, fd) for fd in facts["keep"])
-        node._log = open_log(agent.pid, _AGENT_STDERR)
+        node._shown = dict(facts["details"])
         if tap_fd is not None:
             os.close(tap_fd)
+        if agent.alive():
+            with contextlib.suppress(OSError):  # it ends just now
+                node._keep = tuple(_reopen(agent.pid, fd) for fd in facts["keep"])
+            node._log = open_log(agent.pid, _AGENT_STDERR)
         node._state = "running"
         return node
 
@@ -361,6 +374,10 @@ class GuestNode(Node):
     def alive(self) -> bool:
         """Tell whether the node runs; see `Node.alive`."""
         return self._guest_alive() and self._agent.alive()
+
+    def servable(self) -> bool:
+        """Tell whether a worker can serve it; see `Node.servable`. The guest may be rebooting."""
+        return self._agent.alive()
 
     def _guest_alive(self) -> bool:
         return bool(self.pid) and Running(self.pid, self.start_time).alive()
@@ -385,7 +402,7 @@ class GuestNode(Node):
             "ipv4": plan.ipv4,
             "ipv6": plan.ipv6,
             "mtu": plan.mtu,
-            "guest": self._details() | self._agent.facts(),
+            "guest": self._shown | self._agent.facts(),
         }
 
     def logs(self) -> dict[str, str]:

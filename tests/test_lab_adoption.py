@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A supervisor dies, and so does something else: the next one takes over what is left of the lab.
+
+What it cannot take over harms neither the rest nor the clean-up: `mint down` ends what is written
+down, whoever made it. Beside each part that fails stands one that has to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kinds
+import labs
+import mint_vni
+from labs import mint, ping, wait_for
+from mint_vni.lab import Lab, journal, wire
+from mint_vni.lab.process import Process
+from mint_vni.lab.protocol import encode
+from mint_vni.nodes.files import made_here
+from mint_vni.nodes.proc import process_start_time
+
+ANSWERED_S = 4.0  # `mint status` beside an agent that says nothing: it waits for that one second
+
+
+@pytest.fixture
+def lab(machine: None) -> Iterator[Lab]:
+    with Lab.up(labs.source("adopted", "abc")) as lab:
+        yield lab
+
+
+def worker(lab: Lab, node: str) -> int:
+    return int(labs.port_status(lab, node)["worker"]["pid"])
+
+
+def supervisor(lab: Lab) -> int:
+    return int(lab.status()["supervisor"]["pid"])
+
+
+def is_back(lab: Lab, node: str) -> bool:
+    port = labs.port_status(lab, node)
+    return bool(port["state"] == "up" and port["worker"]["restarts"] == 1)
+
+
+def goes_on(lab: Lab) -> None:
+    """Traffic, replacements and new ports, all but b's."""
+    labs.kill(worker(lab, "a"))
+    wait_for("a's worker", lambda: is_back(lab, "a"), timeout=10)
+    ping(lab["a"], labs.address(lab, "c"), count=3)
+    with lab.attach("newcomer"):
+        ping(lab["a"], labs.address(lab, "c"), count=3)
+    names = {"a", "b", "c"}
+    wait_for("its end", lambda: {p["name"] for p in lab.status()["ports"]} == names)
+
+
+def ended(pid: int, start: int | None) -> None:
+    wait_for(f"process {pid} has ended", lambda: process_start_time(pid) != start)
+
+
+# ------------------------------------------------------------------------ workers and nodes
+
+
+def test_a_port_that_was_lost_hinders_nobody(lab: Lab) -> None:
+    victim = worker(lab, "b")
+    labs.kill(supervisor(lab))
+    labs.kill(victim)
+    assert labs.port_status(lab, "b")["state"] == "down"
+    goes_on(lab)
+
+
+def test_a_worker_that_hangs_is_ended(lab: Lab) -> None:
+    """Left alone, it could neither be watched nor replaced, and would outlive the lab."""
+    victim, boss = worker(lab, "b"), supervisor(lab)
+    start = process_start_time(victim)
+    os.kill(victim, signal.SIGSTOP)
+    labs.kill(boss)
+    assert labs.port_status(lab, "b")["state"] == "down"
+    ended(victim, start)
+    goes_on(lab)
+
+
+def test_a_worker_that_nobody_wrote_into_the_state_is_found(lab: Lab) -> None:
+    """The journal names it; a supervisor that dies just after it replaced one wrote no more."""
+    labs.kill(worker(lab, "a"))
+    wait_for("a's worker", lambda: is_back(lab, "a"))
+    pid = worker(lab, "a")
+    labs.kill(supervisor(lab))
+    assert worker(lab, "a") == pid
+    assert lab.status()["state"] == "ready"
+
+
+def test_a_node_that_ended_is_kept_until_the_lab_goes(lab: Lab) -> None:
+    """Its control groups would stay else; the machine is compared in the end."""
+    boss = supervisor(lab)
+    labs.kill(labs.node_status(lab, "b")["pid"])
+    labs.kill(boss)
+    assert labs.node_status(lab, "b")["state"] == "failed"
+    goes_on(lab)
+    lab.down()
+
+
+class Liar:
+    """Answers in a worker's place, at its socket."""
+
+    def __init__(self, path: Path, answers: list[tuple[bytes, list[int]]]) -> None:
+        path.unlink()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen(4)
+        self._answers = answers
+
+    def __enter__(self) -> Liar:
+        self._pid = os.fork()
+        if self._pid == 0:
+            with contextlib.suppress(OSError):
+                link, _ = self._listener.accept()
+                wire.receive(link)
+                for data, fds in self._answers:
+                    wire.send(link, data, fds)
+                time.sleep(60)
+            os._exit(0)
+        self._listener.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        labs.kill(self._pid)
+        os.waitpid(self._pid, 0)
+
+
+def unsealed(size: int) -> int:
+    fd = os.memfd_create("liar")
+    os.ftruncate(fd, size)
+    return fd
+
+
+LIES = [
+    "nothing",
+    "no-region",
+    "short-region",
+    "unsealed-region",
+    "no-descriptors",
+    "endless",
+    "peer",
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_worker_that_lies_is_ended(lab: Lab, lie: str) -> None:
+    """Its guest may have taken it over: what it gives is looked at before it is used.
+
+    An unsealed region is the dear one: cut short later, it would end the supervisor by SIGBUS.
+    """
+    status = lab.status()
+    spec = mint_vni.fabric.config.PortSpec(1, "b", "02:00:00:00:00:01")
+    opening = wire.open_message(spec, 8, 0, 0, 0)
+    peer = wire.add_peer_message(
+        mint_vni.fabric.config.PortSpec(99, "x", "02:00:00:00:00:09"), 1 << 20
+    )
+    give: tuple[bytes, list[int]] = (wire.plain_message(wire.GIVE), [])
+    null = os.open("/dev/null", os.O_RDWR)
+    said: dict[str, list[tuple[bytes, list[int]]]] = {
+        "nothing": [give],
+        "no-region": [(opening, [null]), give],
+        "short-region": [(opening, [unsealed(4096)]), give],
+        "unsealed-region": [(opening, [unsealed(1 << 20)]), give],
+        "no-descriptors": [(opening, []), (peer, []), give],
+        "endless": [(peer, [null])] * 200,
+        "peer": [(peer, [null, null, null, null]), give],
+    }
+    victim = worker(lab, "b")
+    start = process_start_time(victim)
+    boss = status["supervisor"]["pid"]
+    labs.kill(boss)
+    with Liar(labs.lab_dir(lab.name) / "w-b.sock", said[lie]):
+        after = lab.status()
+    os.close(null)
+    assert after["supervisor"]["adoptions"] == 1
+    assert labs.by_name(after["ports"], "b")["state"] == "down"
+    assert {port["name"] for port in after["ports"]} == {"a", "b", "c"}
+    ended(victim, start)
+    goes_on(lab)
+
+
+# ------------------------------------------------------------------------------------- guests
+
+
+@pytest.fixture
+def guests(machine: None) -> Iterator[Lab]:
+    kinds.demand("uml")
+    with Lab.up(labs.source("guests", {"a": {}, "c": {}, "g": kinds.SMALL["uml"]})) as lab:
+        yield lab
+
+
+def test_a_guest_without_its_agent_is_ended_with_the_lab(guests: Lab) -> None:
+    """Nothing else ends it: its process, its file server, its control groups."""
+    status = labs.node_status(guests, "g")
+    boss = supervisor(guests)
+    labs.kill(status["guest"]["agent_pid"])
+    labs.kill(boss)
+    assert labs.node_status(guests, "g")["state"] == "failed"
+    guests.down()
+
+
+def test_a_guest_is_kept_whoever_adopts_it(
+    guests: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where kernels are is the affair of who brought it up: another user's command adopts it."""
+    pid = labs.node_status(guests, "g")["pid"]
+    labs.kill(supervisor(guests))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MINT_CACHE_DIR", str(tmp_path))
+        assert mint("status", guests.name).returncode == 0
+    status = labs.node_status(guests, "g")
+    assert (status["state"], status["pid"]) == ("running", pid)
+    assert status["guest"]["kernel_version"]
+    assert guests["g"].run(["hostname"]).stdout == "g\n"
+    since = time.monotonic()
+    labs.kill(pid)
+    wait_for("another", lambda: labs.node_status(guests, "g")["pid"] != pid, timeout=30)
+    kinds.wait_up(guests, "g", since)
+    kinds.reaches(guests, "a", "g")
+
+
+def test_a_guest_and_its_worker_that_die_together_both_come_back(guests: Lab) -> None:
+    since = time.monotonic()
+    pid, other = labs.node_status(guests, "g")["pid"], worker(guests, "g")
+    labs.kill(pid)
+    labs.kill(other)
+    wait_for("the worker", lambda: is_back(guests, "g"), timeout=10)
+    kinds.wait_up(guests, "g", since)
+    kinds.reaches(guests, "a", "g")
+
+
+def test_an_agent_that_says_nothing_delays_nobody_for_long(guests: Lab) -> None:
+    """Neither the status, asked so often that nobody is let in any more, nor a replacement."""
+    agent = labs.node_status(guests, "g")["guest"]["agent_pid"]
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            start = time.monotonic()
+            assert mint("status", guests.name, "--json").returncode == 0
+            assert time.monotonic() - start < ANSWERED_S
+        labs.kill(worker(guests, "a"))
+        wait_for("a's worker", lambda: is_back(guests, "a"), timeout=10)
+        ping(guests["a"], labs.address(guests, "c"), count=3)
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    kinds.reaches(guests, "a", "g")
+
+
+# ------------------------------------------------------------------------------------ clean-up
+
+
+def test_down_is_done_though_nobody_waits_for_it(machine: None) -> None:
+    """The command was interrupted: neither lab nor supervisor stay."""
+    lab = Lab.up(labs.source("left", "ab"))
+    boss = supervisor(lab)
+    start = process_start_time(boss)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.connect(str(labs.lab_dir(lab.name) / "supervisor.sock"))
+        for packet in encode({"op": "down"}):
+            asking.send(packet)
+    wait_for("the lab's end", lambda: lab.name not in Lab.names())
+    ended(boss, start)
+
+
+def test_down_undoes_what_is_written_down_whoever_made_it(lab: Lab, tmp_path: Path) -> None:
+    """What the supervisor does not know of any more; nothing that only looks like it."""
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    mine.touch()
+    others.touch()
+    record = journal.Journal(labs.lab_dir(lab.name) / "journal")
+    record.write("file", made_here(str(mine)))
+    record.write("file", made_here(str(others)) | {"made": 0})
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    start = process_start_time(child)
+    assert start is not None
+    record.write("process", {"pid": child, "start": start, "what": "worker a"})
+    record.write("process", {"pid": os.getpid(), "start": 1, "what": "worker b"})
+    record.close()
+    lab.down()
+    assert not mine.exists()
+    assert others.exists()
+    assert Process(child, start).alive() is False
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_gc_leaves_alone_what_is_no_lab(tmp_path: Path) -> None:
+    """A user may name any directory as the place of labs, with things of his own in it."""
+    place = tmp_path / "srv"
+    for name in ("www", "empty", "half"):
+        (place / name).mkdir(parents=True, mode=0o700)
+    (place / "www" / "index.html").write_text("precious")
+    for name in ("nodes", "log", "photos"):  # more than a lab has at first
+        (place / "half" / name).mkdir()
+    (place / "link").symlink_to(tmp_path)
+    dead = place / "dead"  # of a run that was ended before its journal's first line
+    for name in ("nodes", "log"):
+        (dead / name).mkdir(parents=True)
+    dead.chmod(stat.S_IRWXU)
+    (dead / "adopt.lock").touch()
+    time.sleep(1.1)
+    before = sorted(str(p) for p in place.rglob("*") if dead not in [p, *p.parents])
+    done = mint("gc", "--json", env=os.environ | {"MINT_RUN_DIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["labs"] == []
+    assert sorted(str(p) for p in place.rglob("*")) == before
+    assert (place / "www" / "index.html").read_text() == "precious"
+
+
+def test_a_lab_of_another_boot_is_not_adopted(lab: Lab) -> None:
+    """Its journal's pids mean others by now."""
+    boss, place = supervisor(lab), labs.lab_dir(lab.name) / "journal"
+    labs.kill(boss)
+    right = place.read_text()
+    place.write_text(right.replace(journal.boot_id(), "00000000-0000-4000-8000-000000000000"))
+    labs.one_sentence(
+        mint("status", lab.name), mint_vni.LabStateError.exit_code, "mint gc", "started"
+    )
+    place.write_text(right)
+    goes_on(lab)
