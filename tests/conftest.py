@@ -7,6 +7,7 @@ a lab of whoever runs it.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -55,6 +56,12 @@ def machine(lab_host: None) -> Iterator[None]:
     """Compares the machine before and after the test; see `machine.Machine`."""
     with machine_module.unchanged():
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays; who looks for garbage of a test need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

@@ -7,6 +7,7 @@ table that can't be is refused by the worker. Each time the next guest is served
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -15,6 +16,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 import vhost_util
 from fabric_util import descriptors, wait_until
 from mint_vni.errors import FabricError
+from mint_vni.ports.vhost_user.server import VhostUserServer
 from mint_vni.testing import RX, TX, Request, VhostFrontend
 from mint_vni.testing.protocol import (
     FLAG_NEED_REPLY,
@@ -119,6 +122,31 @@ def test_a_connection_that_says_half(made: Bench) -> None:
         half.connection.send_raw(part, [half.memory.fds()[0]])
         half.close()
     next_guest_is_served(made)
+
+
+def test_one_who_left_in_the_middle_makes_room_at_once(tmp_path: Path) -> None:
+    """The next one may come before anybody has read what the last one said."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(4)
+    said: list[str] = []
+    server = VhostUserServer(
+        listener, mac="02:00:00:00:00:01", mtu=1500, offload=True, log=said.append
+    )
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop), contextlib.closing(server):
+        server.start(loop)
+        clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+        for client, leaves in zip(clients, (True, False, False), strict=True):
+            client.connect(str(tmp_path / "s"))
+            client.send(b"half")
+            if leaves:
+                client.close()
+            server._accept()
+        assert server.status()["connections"] == 2
+        assert "a second one" in said[-1], said
+        for client in clients:
+            client.close()
 
 
 def test_one_who_never_reads(made: Bench) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -93,13 +94,10 @@ class _Connection:
                 raise ProtocolError("it does not take its answers")
 
     def gone(self) -> bool:
-        """Tell whether the other side has closed it, though that was not read yet."""
-        try:
-            return self.sock.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Tell whether the other side has closed it, whatever of it was not read yet."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         for fd in self._fds:
