@@ -23,6 +23,8 @@ import kinds
 import labs
 import mint_vni
 from labs import mint, ping, wait_for
+from mint_vni.fabric.config import PortSpec
+from mint_vni.fabric.regions import create_region
 from mint_vni.lab import Lab, journal, wire
 from mint_vni.lab.process import Process
 from mint_vni.lab.protocol import encode
@@ -136,10 +138,44 @@ class Liar:
         os.waitpid(self._pid, 0)
 
 
-def unsealed(size: int) -> int:
-    fd = os.memfd_create("liar")
-    os.ftruncate(fd, size)
-    return fd
+def lies(pid: int, uid: int) -> dict[str, list[tuple[bytes, list[int]]]]:
+    """What b's worker could say, in place of what it holds."""
+    held = {os.readlink(f"/proc/{pid}/fd/{fd}"): fd for fd in os.listdir(f"/proc/{pid}/fd")}
+
+    def size(name: str) -> int:
+        return os.stat(f"/proc/{pid}/fd/{held[f'/memfd:mint-{name} (deleted)']}").st_size
+
+    def sealed(size: int) -> int:
+        return create_region("liar", size, uid)
+
+    control, channel = size("control-1"), size("channel-1-0")
+    unsealed, null = os.memfd_create("liar"), os.open("/dev/null", os.O_RDWR)
+    os.ftruncate(unsealed, control)
+    os.chown(unsealed, uid, uid)
+    opening = wire.open_message(PortSpec(1, "b", "02:00:00:00:00:01"), 8, 0, 0, 0)
+    give: tuple[bytes, list[int]] = (wire.plain_message(wire.GIVE), [])
+    right = (opening, [sealed(control)])
+
+    def peer(index: int, *fds: int) -> tuple[bytes, list[int]]:
+        spec = PortSpec(index, "x", "02:00:00:00:00:09")
+        return wire.add_peer_message(spec, channel), list(fds)
+
+    parts = [sealed(control), sealed(channel), sealed(channel)]
+    bell, other = socket.socketpair()
+    other.close()
+    doorbell = bell.detach()
+    return {
+        "nothing": [give],
+        "no-region": [(opening, [null]), give],
+        "short-region": [(opening, [sealed(4096)]), give],
+        "unsealed-region": [(opening, [unsealed]), give],
+        "region-of-another": [(opening, [create_region("root", control)]), give],
+        "no-descriptors": [(opening, []), give],
+        "endless": [peer(0, null)] * 200,
+        "no-slot": [right, peer(9999, *parts, doorbell), give],
+        "invented-port": [right, peer(5, *parts, doorbell), give],
+        "peer-twice": [right, peer(0, null), peer(0, null), give],
+    }
 
 
 LIES = [
@@ -147,9 +183,12 @@ LIES = [
     "no-region",
     "short-region",
     "unsealed-region",
+    "region-of-another",
     "no-descriptors",
     "endless",
-    "peer",
+    "no-slot",
+    "invented-port",
+    "peer-twice",
 ]
 
 
@@ -157,32 +196,18 @@ LIES = [
 def test_a_worker_that_lies_is_ended(lab: Lab, lie: str) -> None:
     """Its guest may have taken it over: what it gives is looked at before it is used.
 
-    An unsealed region is the dear one: cut short later, it would end the supervisor by SIGBUS.
+    Without the check of regions, one of another owner is taken, and so is a port that is none, with
+    which no worker could be replaced any more; size and seals are looked at again when it is mapped.
     """
-    status = lab.status()
-    spec = mint_vni.fabric.config.PortSpec(1, "b", "02:00:00:00:00:01")
-    opening = wire.open_message(spec, 8, 0, 0, 0)
-    peer = wire.add_peer_message(
-        mint_vni.fabric.config.PortSpec(99, "x", "02:00:00:00:00:09"), 1 << 20
-    )
-    give: tuple[bytes, list[int]] = (wire.plain_message(wire.GIVE), [])
-    null = os.open("/dev/null", os.O_RDWR)
-    said: dict[str, list[tuple[bytes, list[int]]]] = {
-        "nothing": [give],
-        "no-region": [(opening, [null]), give],
-        "short-region": [(opening, [unsealed(4096)]), give],
-        "unsealed-region": [(opening, [unsealed(1 << 20)]), give],
-        "no-descriptors": [(opening, []), (peer, []), give],
-        "endless": [(peer, [null])] * 200,
-        "peer": [(peer, [null, null, null, null]), give],
-    }
-    victim = worker(lab, "b")
+    port = labs.port_status(lab, "b")
+    victim, boss = port["worker"]["pid"], supervisor(lab)
     start = process_start_time(victim)
-    boss = status["supervisor"]["pid"]
+    said = lies(victim, port["worker"]["uid"])
     labs.kill(boss)
     with Liar(labs.lab_dir(lab.name) / "w-b.sock", said[lie]):
         after = lab.status()
-    os.close(null)
+    for fd in {fd for messages in said.values() for _, fds in messages for fd in fds}:
+        os.close(fd)
     assert after["supervisor"]["adoptions"] == 1
     assert labs.by_name(after["ports"], "b")["state"] == "down"
     assert {port["name"] for port in after["ports"]} == {"a", "b", "c"}

@@ -222,8 +222,9 @@ def _check_peer(engine: Engine, index: int, peer: int, fds: list[int]) -> None:
     """Look at the descriptors of a port's channels with a peer."""
     regions, lab_id = engine.regions, engine.lab_id
     ours = worker_uid(lab_id, index)
-    # A raw port belongs to whoever runs the lab, or to a user that was trusted.
-    theirs = {worker_uid(lab_id, peer)} if peer < len(engine.plan.nodes) else None
+    # Raw ports are of programs that the supervisor answers: its own user's, or root's.
+    node = peer < len(engine.plan.nodes)
+    theirs = {worker_uid(lab_id, peer)} if node else {0, os.geteuid()}
     sizes = {
         "per-channel": [(regions.channel_bytes, {ours}), (regions.channel_bytes, theirs)],
         "pooled": [(int(lib.mint_stock_bytes(regions.slots, regions.channel_bytes)), theirs)],
@@ -238,7 +239,7 @@ def _check_peer(engine: Engine, index: int, peer: int, fds: list[int]) -> None:
         raise FabricError(f"a doorbell of port {peer} that is none")
 
 
-def _check_region(fd: int, size: int, owners: set[int] | None) -> None:
+def _check_region(fd: int, size: int, owners: set[int]) -> None:
     """Raise a FabricError unless this is a region of that size, for ever, of one of these users."""
     place = os.fstat(fd)
     try:
@@ -247,7 +248,7 @@ def _check_region(fd: int, size: int, owners: set[int] | None) -> None:
         seals = 0
     if place.st_size != size or seals & _SEALS != _SEALS:
         raise FabricError("a region that is none")
-    if owners is not None and place.st_uid not in owners:
+    if place.st_uid not in owners:
         raise FabricError(f"a region of user {place.st_uid}")
 
 

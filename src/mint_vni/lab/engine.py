@@ -105,9 +105,13 @@ class Engine:
         raise LabStateError(f"lab {self.plan.name} has no node {name}; it has {names}")
 
     def others(self, member: Member) -> list[Member]:
-        """All other ports that there are channels with: not those whose regions were lost."""
-        control = self.regions.control
-        return [m for m in self.members.values() if m is not member and m.spec.index in control]
+        """All other ports that it has channels with: not those whose regions were lost."""
+        regions, index = self.regions, member.spec.index
+        return [
+            m
+            for m in self.members.values()
+            if m.spec.index in regions.control and (index, m.spec.index) in regions.bells
+        ]
 
     def context(self, node: NodePlan, ssh: SshMaterial) -> NodeContext:
         """What a node is given."""
