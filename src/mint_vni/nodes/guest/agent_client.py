@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -71,16 +72,40 @@ def listen_in(directory: Path, name: str, kind: int, uid: int) -> socket.socket:
     return sock
 
 
-def connect_in(directory: Path, name: str, kind: int) -> socket.socket:
-    """Connect to a socket in a directory, by whatever long a path."""
+def connect_in(
+    directory: Path, name: str, kind: int, timeout: float = _ANSWER_SECONDS
+) -> socket.socket:
+    """Connect to a socket in a directory, by whatever long a path.
+
+    Args:
+        directory: Where.
+        name: The socket's.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
+        timeout: Seconds to wait while as many as the listener lets wait do so; then the socket's own.
+
+    Raises:
+        TimeoutError: Nobody took those who wait off the listener.
+        OSError: Nobody listens there.
+    """
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
+        # settimeout() would make a full backlog an error at once, also where there is room soon.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
         with _short(directory) as place:
             sock.connect(f"{place}/{name}")
-    except BaseException:
+        sock.settimeout(timeout)
+    except BaseException as error:
         sock.close()
+        if isinstance(error, BlockingIOError):
+            raise TimeoutError(f"nobody takes connections at {directory / name}") from None
         raise
     return sock
+
+
+def _timeval(seconds: float) -> bytes:
+    """A time-out as the kernel has it; none at all would be to wait for ever."""
+    microseconds = max(1, int(seconds * 1e6))
+    return struct.pack("@ll", *divmod(microseconds, 1_000_000))
 
 
 @contextlib.contextmanager
@@ -183,9 +208,10 @@ class AgentClient:
         Raises:
             NodeError: It refuses, does not answer, or has ended.
         """
+        deadline = time.monotonic() + wait
         try:
-            with connect_in(self.directory, AGENT_SOCKET, socket.SOCK_SEQPACKET) as sock:
-                sock.settimeout(wait)
+            with connect_in(self.directory, AGENT_SOCKET, socket.SOCK_SEQPACKET, wait) as sock:
+                sock.settimeout(max(0.01, deadline - time.monotonic()))
                 socket.send_fds(sock, [json.dumps({"op": op, **arguments}).encode()], list(fds))
                 data = sock.recv(_ANSWER_BYTES)
         except TimeoutError:

@@ -44,6 +44,7 @@ def main() -> int:
         connect(connection, request["socket"])
         connection.send(json.dumps({"op": "console"}).encode(), socket.MSG_NOSIGNAL)
         answer = json.loads(connection.recv(PACKET_BYTES) or b"{}")
+        connection.settimeout(None)
     except (OSError, ValueError) as error:
         complain(f"node {name} cannot be reached: its agent: {error}")
         return int(CANNOT_ENTER)

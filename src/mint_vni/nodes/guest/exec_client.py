@@ -39,6 +39,7 @@ PIECE = 16384
 ACKNOWLEDGE = 65536  # bytes written out after which the guest is told that there is room
 
 CANNOT_ENTER = 125
+ANSWER_SECONDS = 30  # for the agent to take the connection and answer; it waits 15 for the guest
 GRACE_SECONDS = 10  # for the program to end after a signal that ends this process
 
 FORWARDED = ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -111,6 +112,7 @@ class Client:
             connect(self.connection, self.request["socket"])
             self.connection.send(json.dumps(message).encode(), socket.MSG_NOSIGNAL)
             answer = json.loads(self.connection.recv(PACKET_BYTES) or b'{"error": ""}')
+            self.connection.settimeout(None)
         except (OSError, ValueError) as error:
             name = self.request["name"]
             raise Unreachable(f"node {name} cannot be entered: its agent: {error}") from None
@@ -234,12 +236,22 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def connect(connection: socket.socket, path: str) -> None:
-    """Connect to a socket whose path may be longer than an address can be (108 bytes)."""
+    """Connect to a socket whose path may be longer than an address can be (108 bytes).
+
+    An agent that hangs lets nobody in: neither this nor what is sent and received next waits longer
+    than ANSWER_SECONDS, until the caller says otherwise.
+    """
     parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+    # settimeout() would make it an error at once that others wait, too.
+    wait = struct.pack("@ll", ANSWER_SECONDS, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
     try:
         connection.connect(f"/proc/self/fd/{parent}/{os.path.basename(path)}")
+    except BlockingIOError:
+        raise TimeoutError("it takes no connections") from None
     finally:
         os.close(parent)
+    connection.settimeout(ANSWER_SECONDS)
 
 
 def size() -> "tuple[int, int]":

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's agent and whoever asks it, without a guest: the two of them alone, or one with a fake."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_vni.errors import NodeError
+from mint_vni.nodes.guest import argv, exec_client
+from mint_vni.nodes.guest.agent_client import AGENT_SOCKET, AgentClient, connect_in, listen_in
+
+# ------------------------------------------------------------------ agents that hang
+
+
+def in_time(action: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """What an action returns or raises; it is a failure that it takes longer."""
+    done: list[Any] = []
+
+    def work() -> None:
+        try:
+            done.append((action(), None))
+        except BaseException as error:  # noqa: BLE001  # raised by whoever waits
+            done.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert done, f"it still waits after {seconds} s"
+    result, error = done[0]
+    if error is not None:
+        raise error
+    return result
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[socket.socket]:
+    """An agent that takes no connections, with as many waiting as may; its listener."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen_in(tmp_path, AGENT_SOCKET, socket.SOCK_SEQPACKET, 0))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+                stack.enter_context(client)
+                client.connect(str(tmp_path / AGENT_SOCKET))
+        yield listener
+
+
+def test_an_agent_that_takes_no_connections_is_not_waited_for(
+    silent: socket.socket, tmp_path: Path
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(NodeError, match="node g: its agent does not answer 'status'"):
+        in_time(lambda: AgentClient("g", tmp_path).request("status", wait=0.3))
+    assert time.monotonic() - begin >= 0.3, "it has its time, though others wait"
+
+
+def test_an_agent_that_takes_connections_late_is_waited_for(
+    silent: socket.socket, tmp_path: Path
+) -> None:
+    def let_in() -> None:
+        silent.accept()[0].close()
+
+    late = threading.Timer(0.2, let_in)
+    late.start()
+    with in_time(lambda: connect_in(tmp_path, AGENT_SOCKET, socket.SOCK_SEQPACKET, 5)) as client:
+        assert client.gettimeout() == 5
+    late.join()
+
+
+@pytest.mark.parametrize("script", ["exec_client", "console_client"])
+def test_a_command_does_not_wait_for_ever_for_a_silent_agent(
+    silent: socket.socket, tmp_path: Path, script: str
+) -> None:
+    request = json.dumps(
+        {"name": "g", "socket": str(tmp_path / AGENT_SOCKET), "env": {}, "cwd": None}
+        | {"tty": False, "log": False}
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(argv._HERE)!r}); sys.argv[1:] = [{request!r}, 'true']\n"
+        f"import exec_client; exec_client.ANSWER_SECONDS = 1\n"
+        f"import {script}; sys.exit({script}.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=10, check=False
+    )
+    assert done.returncode == exec_client.CANNOT_ENTER
+    assert "its agent: it takes no connections" in done.stderr
