@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,7 +21,9 @@ import pytest
 
 from mint_vni.errors import NodeError
 from mint_vni.nodes.guest import argv, exec_client
+from mint_vni.nodes.guest.agent import Agent, Config
 from mint_vni.nodes.guest.agent_client import AGENT_SOCKET, AgentClient, connect_in, listen_in
+from node_bench import until
 
 # ------------------------------------------------------------------ agents that hang
 
@@ -96,3 +101,65 @@ def test_a_command_does_not_wait_for_ever_for_a_silent_agent(
     )
     assert done.returncode == exec_client.CANNOT_ENTER
     assert "its agent: it takes no connections" in done.stderr
+
+
+# ------------------------------------------------------------------ an agent without a guest
+
+
+class Listener(socket.socket):
+    """A listener of a process that has no descriptors left, now and then."""
+
+    exhausted = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.exhausted:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+class Served:
+    """An agent in a thread of this process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.client = AgentClient("g", directory)
+        self.control, self.vhost = (
+            Listener(socket.AF_UNIX, kind) for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
+        )
+        for listener, name in ((self.control, AGENT_SOCKET), (self.vhost, "vhost.sock")):
+            listener.bind(str(directory / name))
+            listener.listen(16)
+            listener.setblocking(False)
+        config = Config("g", os.geteuid(), "02:00:00:00:00:01", 1500, offload=True)
+        self.agent = Agent(config, self.control, self.vhost)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        until("it serves", lambda: hasattr(self.agent, "_server"))
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self.agent.run())
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.agent._ended.set)
+        self._thread.join(10)
+        self.loop.close()
+        self.control.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    made = Served(tmp_path)
+    yield made
+    made.close()
+
+
+def test_an_agent_without_descriptors_serves_later(served: Served) -> None:
+    assert served.client.request("status")["connected"] is False
+    served.control.exhausted = True
+    late = threading.Timer(0.5, lambda: setattr(served.control, "exhausted", False))
+    late.start()
+    assert served.client.request("status")["connected"] is False
+    late.join()
+    assert b"cannot be served now: Too many open files" in served.agent._own._data

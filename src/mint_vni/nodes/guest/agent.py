@@ -71,6 +71,7 @@ _PANIC: Final = b"Kernel panic - not syncing"
 _PANIC_SECONDS: Final = 0.1
 _LOG_BYTES: Final = 64 * 1024
 _WAIT_MAX: Final = 600.0
+_ACCEPT_AGAIN_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,12 @@ class Agent:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self.control)
+            try:
+                connection, _ = await loop.sock_accept(self.control)
+            except OSError as error:  # no descriptors left, say: whoever waits is served later
+                self._note(f"error: a request cannot be served now: {error.strerror}")
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
             connection.setblocking(False)
             self._spawn(self._serve(connection))
 

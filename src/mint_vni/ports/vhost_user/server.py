@@ -27,6 +27,7 @@ __all__ = ["VhostUserServer"]
 
 _FDS_MAX: Final = 16  # a message has 8 at most
 _SEND_BUFFER: Final = 65_536
+_ACCEPT_AGAIN_S: Final = 0.2
 
 
 class _Connection:
@@ -137,11 +138,16 @@ class VhostUserServer:
         self._connection: _Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections = 0
+        self._pause: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to serve, in this loop."""
         self._loop = loop
-        loop.add_reader(self._listener, self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._running().add_reader(self._listener, self._accept)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None, "start() comes first"
@@ -150,7 +156,13 @@ class VhostUserServer:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # no descriptors left, say: whoever waits is served later
+            self._log(f"error: a vhost-user connection cannot be served now: {error.strerror}")
+            # It stays readable, and the loop would call again at once.
+            self._running().remove_reader(self._listener)
+            self._pause = self._running().call_later(_ACCEPT_AGAIN_S, self._listen)
             return
         if self._connection is not None and self._connection.gone():
             self._disconnect("disconnected")
@@ -219,6 +231,8 @@ class VhostUserServer:
     def close(self) -> None:
         """End it all; the listener too."""
         if self._loop is not None:
+            if self._pause is not None:
+                self._pause.cancel()
             self._loop.remove_reader(self._listener)
             self._disconnect("was disconnected: its node is being stopped")
             self._device.unlink()
