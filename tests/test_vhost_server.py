@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from fabric_util import wait_until
 from mint_vni.ports.vhost_user.server import VhostUserServer
-from mint_vni.testing.protocol import HEADER, VERSION, Request
+from mint_vni.testing.protocol import HEADER, VERSION, Request, u64
 from vhost_util import Loop
 
 
@@ -94,3 +96,42 @@ def test_it_ends_while_it_waits_for_descriptors(served: Served) -> None:
     with served.dial():
         wait_until(lambda: len(served.log) == 1, "it says so")
     # What the fixture does: an error of the loop's would be raised there.
+
+
+FLOODS = {
+    "SET_OWNER": HEADER.pack(Request.SET_OWNER, VERSION, 0),
+    "SEND_RARP": HEADER.pack(Request.SEND_RARP, VERSION, 8) + u64(0),
+    "NET_SET_MTU": HEADER.pack(Request.NET_SET_MTU, VERSION, 8) + u64(1400),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_front_end_that_never_pauses_starves_nobody(served: Served, what: str) -> None:
+    """The loop is an agent's: its supervisor waits for answers from there."""
+    with served.dial() as sock:
+        assert features(sock)
+        data = FLOODS[what] * 16384  # more than the socket holds
+        runs, ended = threading.Event(), threading.Event()
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):
+                while not ended.is_set():
+                    sock.sendall(data)
+                    runs.set()
+
+        sender = threading.Thread(target=flood, daemon=True)
+        sender.start()
+        try:
+            assert runs.wait(10)
+            slowest = 0.0
+            for _ in range(20):
+                begin = time.monotonic()
+                assert served.connected(), "it is no nonsense"
+                slowest = max(slowest, time.monotonic() - begin)
+            print(f"slowest answer: {slowest:.3f} s")
+            assert slowest < 2
+        finally:
+            ended.set()
+            sock.shutdown(socket.SHUT_RDWR)
+            sender.join(10)
+    wait_until(lambda: not served.connected(), "it has gone")

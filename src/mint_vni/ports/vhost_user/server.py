@@ -27,6 +27,7 @@ __all__ = ["VhostUserServer"]
 
 _FDS_MAX: Final = 16  # a message has 8 at most
 _SEND_BUFFER: Final = 65_536
+_RECEIVES_MAX: Final = 64  # in a row; then others have their turn
 _ACCEPT_AGAIN_S: Final = 0.2
 
 
@@ -41,14 +42,18 @@ class _Connection:
         self._fds: list[int] = []
 
     def read(self) -> bool:
-        """Read what there is; False: it has disconnected.
+        """Read what there is, or much of it; False: it has disconnected.
 
         Raises:
             ProtocolError: It speaks nonsense.
         """
+        received = 0
         while True:
             wanted = self._header.size if self._header else HEADER_BYTES
             if len(self._data) < wanted:
+                if received == _RECEIVES_MAX:
+                    return True  # the loop calls again: there may be no end to it
+                received += 1
                 try:
                     data = self._receive(wanted - len(self._data))
                 except (BlockingIOError, InterruptedError):
