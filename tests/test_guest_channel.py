@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -17,13 +18,14 @@ import subprocess
 import termios
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guest_bench import Service, descendants
-from mint_vni.nodes.guest import argv, wire
+from mint_vni.nodes.guest import argv, channel, wire
 from mint_vni.nodes.guest.channel import WINDOW
 from mint_vni.nodes.guest.script import guest_program
 from mint_vni.nodes.guest.wire import Type
@@ -541,6 +543,9 @@ def lost(connection: socket.socket) -> bytes:
         (Type.EXIT, 999, b"\0\0", 0),
         (Type.ACK, 0, b"\xff\xff\xff\x7f", 0),  # of what was never sent
         (Type.OPEN, 1, b"", 0),  # the host's
+        (Type.WINDOW, None, b"\0\0\0\0", 0),
+        (Type.WINDOW, None, b"\1\0\0\0", 0),  # nothing was sent that it could have read
+        (Type.WINDOW, None, b"\xff\xff\xff\xff", 0),
     ],
 )
 def test_a_guest_that_breaks_the_rules_loses_its_sessions(
@@ -567,6 +572,143 @@ def test_a_guest_cannot_send_more_than_its_window(fake: Fake) -> None:
             for _ in range(WINDOW // 16384 + 1):
                 fake.send(Type.DATA, number, bytes(16384), 1)
         assert b"nonsense" in lost(connection)
+
+
+def test_a_guest_cannot_have_read_more_than_it_was_sent(fake: Fake) -> None:
+    connection, number = fake.client()
+    with connection:
+        for data in (b"ten bytes.", b"five."):
+            connection.send(bytes([Type.DATA, 0]) + data)
+            assert fake.frame() == (Type.DATA, number, data)
+        for count in (7, 8):
+            fake.send(Type.WINDOW, number, struct.pack("<I", count))
+            assert connection.recv(100) == struct.pack("<BBI", Type.WINDOW, 0, count)
+        fake.send(Type.WINDOW, number, struct.pack("<I", 1))
+        assert b"nonsense" in lost(connection)
+
+
+@contextlib.contextmanager
+def memory_growth(most: int) -> Iterator[None]:
+    """This process, the agent's code included, allocates no more than so much."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    print(f"at most {peak} bytes")
+    assert peak < most
+
+
+def received(fake: Fake) -> None:
+    """The host has taken all that the guest has sent."""
+    made = fake.service.host.channel
+    assert made is not None
+    assert not made.ready
+    fake.send(Type.READY)
+    until("it was read", lambda: made.ready, 60)
+
+
+def packets(connection: socket.socket) -> Iterator[bytes]:
+    """What a client gets, to the end of its program."""
+    while packet := connection.recv(40000):
+        yield packet
+        if packet[0] == Type.EXIT:
+            return
+
+
+def test_output_in_small_pieces_takes_no_more_memory(fake: Fake) -> None:
+    """While its client does not read: a byte of each stream in turns, to the end of the window."""
+    connection, number = fake.client()
+    with connection:
+        pair = b"".join(wire.encode(Type.DATA, number, b"oe"[i : i + 1], i + 1) for i in range(2))
+        sent = pair * (WINDOW // 2)
+        with memory_growth(3 << 20):
+            fake.stream.sendall(sent)
+            received(fake)
+        fake.send(Type.EXIT, number, bytes(2))
+        got = list(packets(connection))
+        assert got.pop() == bytes([Type.EXIT, 0, 0, 0])
+        assert got == [b"\x0a\x01o", b"\x0a\x02e"] * (WINDOW // 2)
+
+
+def test_small_pieces_of_one_stream_become_large_packets(fake: Fake) -> None:
+    connection, number = fake.client()
+    with connection:
+        whole = os.urandom(WINDOW)
+        pieces = (wire.encode(Type.DATA, number, whole[i : i + 8], 1) for i in range(0, WINDOW, 8))
+        fake.stream.sendall(b"".join(pieces))
+        received(fake)
+        fake.send(Type.EXIT, number, bytes(2))
+        got = list(packets(connection))[:-1]
+        assert b"".join(packet[2:] for packet in got) == whole
+        assert max(map(len, got)) == wire.FRAME_MAX + 2
+        assert len(got) < 1000, "those that the socket has not taken at once are few"
+
+
+def test_a_client_is_told_once_that_its_program_was_stopped(fake: Fake) -> None:
+    """However often a guest says it; and again after that was read."""
+    connection, number = fake.client()
+    with connection:
+        sent = wire.encode(Type.STOPPED, number, b"\x14") * 100_000
+        with memory_growth(1 << 20):
+            fake.stream.sendall(sent)
+            received(fake)
+        fake.send(Type.EXIT, number, bytes(2))
+        got = list(packets(connection))[:-1]
+        assert set(got) == {bytes([Type.STOPPED, 0, 0x14])}
+        assert len(got) < 10_000, "the socket holds some"
+
+
+def test_room_for_input_is_added_up(fake: Fake) -> None:
+    """A client that has sent much and does not read is told of all the room with few packets."""
+    connection, number = fake.client()
+    with connection:
+        for _ in range(wire.STDIN_WINDOW // 16384):
+            connection.send(bytes([Type.DATA, 0]) + bytes(16384))
+            fake.frame()
+        sent = wire.encode(Type.WINDOW, number, struct.pack("<I", 1)) * wire.STDIN_WINDOW
+        with memory_growth(1 << 20):
+            fake.stream.sendall(sent)
+            received(fake)
+        fake.send(Type.EXIT, number, bytes(2))
+        got = list(packets(connection))[:-1]
+        assert {packet[0] for packet in got} == {Type.WINDOW}
+        room = sum(struct.unpack("<I", packet[2:])[0] for packet in got)
+        assert room == wire.STDIN_WINDOW
+        assert len(got) < 10_000, "the socket holds some"
+
+
+def test_a_guest_that_does_not_read_loses_its_sessions(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends for ever, its client takes it and says so; what it is told piles up."""
+    monkeypatch.setattr(channel, "_UNREAD_MAX", 4000)
+    connection, number = fake.client()
+    with connection:
+        made = fake.service.host.channel
+        assert made is not None
+        made._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for _ in range(4000):
+            fake.send(Type.DATA, number, b"x", 1)
+            packet = connection.recv(100)
+            if packet[0] == channel.LOST:
+                break
+            connection.send(struct.pack("<BBI", Type.WINDOW, 0, 1))
+        assert b"nonsense" in packet
+        assert not made._out
+
+
+def test_a_client_that_sends_more_than_there_is_room_for_is_left(fake: Fake) -> None:
+    connection, number = fake.client()
+    with connection:
+        for _ in range(wire.STDIN_WINDOW // 16384):
+            connection.send(bytes([Type.DATA, 0]) + bytes(16384))
+            assert fake.frame()[:2] == (Type.DATA, number)
+        connection.send(bytes([Type.DATA, 0]) + b"x")
+        assert fake.frame()[:2] == (Type.CLOSE, number)
+        assert connection.recv(100) == b""
 
 
 def test_sessions_that_a_guest_never_ends_are_bounded(fake: Fake) -> None:

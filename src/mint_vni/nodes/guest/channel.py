@@ -11,8 +11,11 @@ once the program runs, or ``{"error": "…"}``. From then on a packet is a frame
 length: type, stream, payload; types as in `wire.Type`, and besides `LOST`.
 
 **Flow.** The guest sends no more than the client has said it has room for, the client no more than
-the guest has. What waits here is bounded by that: `WINDOW` bytes of each session. A guest that sends
-more, or anything that makes no sense, has all its sessions ended.
+the guest has. What waits here is bounded by that: `WINDOW` bytes of each session's output, as frames
+(`_Packets`), and `STDIN_WINDOW` of its input. What the guest says besides does not pile up: what it
+has room for is added up for a client that does not read, and that its program was stopped is told
+once. A guest that sends more than there is room for, has more room than it was sent, leaves more
+unread than all that can be (`_UNREAD_MAX`), or sends what makes no sense, has all its sessions ended.
 
 **Trust.** The guest is not trusted at all, clients (root's) are.
 """
@@ -23,12 +26,13 @@ import asyncio
 import json
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from mint_vni.nodes.guest.wire import (
     FRAME_MAX,
+    HEAD_BYTES,
+    OPEN_MAX,
     SESSIONS,
     STDIN_WINDOW,
     VERSION,
@@ -55,9 +59,15 @@ LOST: Final = 255
 _READ_BYTES: Final = 128 << 10
 _WRITE_BYTES: Final = 128 << 10
 _OUT_MAX: Final = 8 << 20  # what a guest may leave unread before nothing new is started
+# What a guest may leave unread: that and the last program; of each session its input, in frames of
+# one byte, and its signals and the like.
+_UNREAD_MAX: Final = (
+    _OUT_MAX + 2 * OPEN_MAX + SESSIONS * (STDIN_WINDOW * (1 + HEAD_BYTES) + (64 << 10))
+)
 _START_SECONDS: Final = 15.0
 _PACKET_BYTES: Final = FRAME_MAX + 2
 _U32: Final = struct.Struct("<I")
+_WAITING: Final = struct.Struct("<HBB")  # length, type, stream
 _MASK: Final = 0xFFFFFFFF
 
 _BYES: Final = ("power-off", "reboot")
@@ -170,6 +180,9 @@ class GuestChannel:
     def send(self, data: bytes) -> None:
         """Queue frames; for sessions."""
         if self.closed is not None:
+            return
+        if len(self._out) + len(data) > _UNREAD_MAX:
+            self._nonsense("it does not read what it is sent")
             return
         if not self._out and self._room():
             self._loop.add_writer(self._stream.fileno(), self._writable)
@@ -323,10 +336,19 @@ class Session:
         self._channel = channel
         self._window = window
         self._room = window
+        self._stdin_room = STDIN_WINDOW
 
     def send(self, kind: Type, payload: bytes = b"", stream: int = 0) -> None:
         """Send a frame to the guest."""
         self._channel.send(encode(kind, self.number, payload, stream))
+
+    def input(self, data: bytes) -> bool:
+        """Send the program's input; returns False if that is more than the guest has room for."""
+        if len(data) > self._stdin_room:
+            return False
+        self._stdin_room -= len(data)
+        self.send(Type.DATA, data)
+        return True
 
     def grant(self, count: int) -> None:
         """Allow the program so many bytes more, which the client has taken."""
@@ -347,8 +369,55 @@ class Session:
                 return f"more of session {self.number} than there is room for"
             if not 1 <= frame.stream <= 3:
                 return f"stream {frame.stream} of session {self.number}"
+        elif frame.type is Type.WINDOW:
+            count = _U32.unpack(frame.payload)[0]
+            if not 0 < count <= STDIN_WINDOW - self._stdin_room:
+                return f"{count} bytes of session {self.number} read that were not sent"
+            self._stdin_room += count
         self.client.on_frame(frame)
         return None
+
+
+class _Packets:
+    """Packets that wait for a client, one behind the other in one buffer.
+
+    The guest chooses how small they are, so they are no objects of their own; and what follows of
+    the same stream becomes one packet with what waits already.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._last = -1  # where the last one begins; negative: it has gone
+
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def add(self, kind: int, stream: int, payload: bytes) -> None:
+        """Put one behind the others."""
+        if kind == Type.DATA and self._last >= 0:
+            length, *last = _WAITING.unpack_from(self._data, self._last)
+            length += len(payload)
+            if last == [kind, stream] and length <= FRAME_MAX:
+                _WAITING.pack_into(self._data, self._last, length, kind, stream)
+                self._data += payload
+                return
+        self._last = len(self._data)
+        self._data += _WAITING.pack(len(payload), kind, stream) + payload
+
+    def first(self) -> bytes:
+        """The oldest, as the client is sent it."""
+        with memoryview(self._data) as data:
+            return bytes(data[_WAITING.size - 2 : self._end()])
+
+    def pop(self) -> int:
+        """Take the oldest away; returns its type."""
+        kind, end = self._data[_WAITING.size - 2], self._end()
+        del self._data[:end]
+        self._last -= end
+        return kind
+
+    def _end(self) -> int:
+        return _WAITING.size + int(_WAITING.unpack_from(self._data)[0])
 
 
 class _Relay(SessionClient):
@@ -362,12 +431,21 @@ class _Relay(SessionClient):
         self._connection = connection
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[bytes] = deque()
+        self._packets = _Packets()
+        self._granted = 0  # bytes that the client may send, and was not told of
+        self._stopped = False  # one of the packets says that the program was stopped
+        self._writing = False
         self._ending = False
 
     def begin(self) -> None:
         """Go on once the program runs."""
-        self._packet(json.dumps({"ok": True}).encode())
+        try:
+            self._connection.send(json.dumps({"ok": True}).encode(), socket.MSG_NOSIGNAL)
+        except OSError:
+            self.done.set()
+            return
+        self._granted = STDIN_WINDOW
+        self._write()
         self._loop.add_reader(self._connection.fileno(), self._readable)
 
     def stop(self) -> None:
@@ -381,9 +459,15 @@ class _Relay(SessionClient):
         if not self.started.is_set():
             self.started.set()
             self.begin()
-            self._packet(bytes([Type.WINDOW, 0]) + _U32.pack(STDIN_WINDOW))
-        if frame.type is not Type.STARTED:
-            self._packet(bytes([frame.type, frame.stream]) + frame.payload)
+        if frame.type is Type.WINDOW:
+            self._granted += _U32.unpack(frame.payload)[0]
+            self._write()
+        elif frame.type is Type.STOPPED:
+            if not self._stopped:
+                self._stopped = True
+                self._packet(frame.type, frame.stream, frame.payload)
+        elif frame.type is not Type.STARTED:
+            self._packet(frame.type, frame.stream, frame.payload)
         if frame.type is Type.EXIT:
             self._end()
 
@@ -391,33 +475,52 @@ class _Relay(SessionClient):
         if not self.started.is_set():
             self.error = reason
         else:
-            self._packet(bytes([LOST, 0]) + f"node {self._name} {reason}".encode())
+            self._packet(LOST, 0, f"node {self._name} {reason}".encode())
         self.started.set()
         self._end()
 
     def _end(self) -> None:
         self._ending = True
-        if not self._queue:
+        if not self._packets:
             self.done.set()
 
-    def _packet(self, packet: bytes) -> None:
-        if not self._queue:
+    def _packet(self, kind: int, stream: int, payload: bytes) -> None:
+        self._packets.add(kind, stream, payload)
+        self._write()
+
+    def _write(self) -> None:
+        """Send what there is, when the client takes it."""
+        if not self._writing:
+            self._writing = True
             self._loop.add_writer(self._connection.fileno(), self._writable)
-        self._queue.append(packet)
 
     def _writable(self) -> None:
-        while self._queue:
-            try:
-                self._connection.send(self._queue[0], socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return
-            except OSError:
-                self.done.set()
-                break
-            self._queue.popleft()
+        try:
+            self._flush()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.done.set()
+        self._writing = False
         self._loop.remove_writer(self._connection.fileno())
         if self._ending:
             self.done.set()
+
+    def _flush(self) -> None:
+        """Send all that there is.
+
+        Raises:
+            OSError: The client does not take more now, or has gone.
+        """
+        while self._granted or self._packets:
+            if self._granted:
+                window = bytes([Type.WINDOW, 0]) + _U32.pack(self._granted)
+                self._connection.send(window, socket.MSG_NOSIGNAL)
+                self._granted = 0
+                continue
+            self._connection.send(self._packets.first(), socket.MSG_NOSIGNAL)
+            if self._packets.pop() == Type.STOPPED:
+                self._stopped = False
 
     def _readable(self) -> None:
         try:
@@ -433,7 +536,10 @@ class _Relay(SessionClient):
         kind, payload = packet[0], packet[2:]
         if kind == Type.WINDOW and len(payload) == _U32.size:
             session.grant(_U32.unpack(payload)[0])
-        elif kind in {Type.DATA, Type.END, Type.RESIZE, Type.SIGNAL}:
+        elif kind == Type.DATA:
+            if not session.input(payload):
+                self.done.set()
+        elif kind in {Type.END, Type.RESIZE, Type.SIGNAL}:
             session.send(Type(kind), payload)
 
 

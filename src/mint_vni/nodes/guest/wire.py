@@ -77,18 +77,18 @@ class Tty(enum.IntFlag):
     LOG_ERR = 8
 
 
-# What a guest may send, and how many bytes of it at least.
+# What a guest may send, and how many bytes of it, at least and at most.
 _FROM_GUEST: Final = {
-    Type.HELLO: _HELLO.size,
-    Type.READY: 0,
-    Type.LOG: 0,
-    Type.BYE: 1,
-    Type.STARTED: 0,
-    Type.DATA: 1,
-    Type.WINDOW: 4,
-    Type.STOPPED: 1,
-    Type.EXIT: 2,
-    Type.ACK: 4,
+    Type.HELLO: (_HELLO.size, FRAME_MAX),
+    Type.READY: (0, 0),
+    Type.LOG: (0, FRAME_MAX),
+    Type.BYE: (1, 1),
+    Type.STARTED: (0, 0),
+    Type.DATA: (1, FRAME_MAX),
+    Type.WINDOW: (4, 4),
+    Type.STOPPED: (1, 1),
+    Type.EXIT: (2, 2),
+    Type.ACK: (4, 4),
 }
 
 
@@ -247,7 +247,10 @@ class FrameReader:
 
 
 def _plausible(kind: int, length: int) -> bool:
-    return kind in _FROM_GUEST and _FROM_GUEST[Type(kind)] <= length <= FRAME_MAX
+    if kind not in _FROM_GUEST:
+        return False
+    least, most = _FROM_GUEST[Type(kind)]
+    return least <= length <= most
 
 
 def _skip_padding(buffer: bytearray, at: int) -> int:
