@@ -20,10 +20,14 @@ from typing import Any
 import pytest
 
 from mint_vni.errors import NodeError
+from mint_vni.nodes.external import ExternalNode
 from mint_vni.nodes.guest import argv, exec_client
 from mint_vni.nodes.guest.agent import Agent, Config
 from mint_vni.nodes.guest.agent_client import AGENT_SOCKET, AgentClient, connect_in, listen_in
-from node_bench import until
+from mint_vni.nodes.guest.launch import Confinement, Running
+from mint_vni.nodes.guest.node import GuestNode, Streams
+from mint_vni.nodes.proc import process_start_time
+from node_bench import Bench, soon, until
 
 # ------------------------------------------------------------------ agents that hang
 
@@ -101,6 +105,128 @@ def test_a_command_does_not_wait_for_ever_for_a_silent_agent(
     )
     assert done.returncode == exec_client.CANNOT_ENTER
     assert "its agent: it takes no connections" in done.stderr
+
+
+# ------------------------------------------------------------------ agents that answer nonsense
+
+
+class Liar:
+    """An agent that answers every request with the same bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.answer = b""
+        self.asked = 0
+        self._listener = listen_in(directory, AGENT_SOCKET, socket.SOCK_SEQPACKET, os.geteuid())
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    if connection.recv(65536):
+                        self.asked += 1
+                        connection.send(self.answer)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._listener.close()
+
+
+@pytest.fixture
+def liar(tmp_path: Path) -> Iterator[Liar]:
+    made = Liar(tmp_path)
+    yield made
+    made.close()
+
+
+NONSENSE = {
+    "no JSON": b"\xff{",
+    "a list": b"[]",
+    "a number": b"1" * 10_000,
+    "nested": b"[" * 60_000,
+    "nested in an object": b'{"ok": ' + b"[" * 60_000,
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_an_answer_that_is_nonsense_is_the_nodes_error(
+    liar: Liar, tmp_path: Path, what: str
+) -> None:
+    liar.answer = NONSENSE[what]
+    with pytest.raises(NodeError, match="node g: its agent answers nonsense to 'status'"):
+        AgentClient("g", tmp_path).request("status")
+
+
+def test_an_error_of_any_kind_is_one_sentence(liar: Liar, tmp_path: Path) -> None:
+    liar.answer = json.dumps({"error": ["x" * 100_000]}).encode()
+    with pytest.raises(NodeError) as raised:
+        AgentClient("g", tmp_path).request("status")
+    assert len(str(raised.value)) < 1100
+
+
+ODD: list[dict[str, Any]] = [
+    {},
+    {"ok": True},
+    {"agent": 1, "console": None, "sshd": [], "asked": "", "ready": 0},
+    {"agent": "\ud800", "ready": [1], "agent_pid": 1, "console": {}, "panicked": "no"},
+    {"deep": json.loads("[" * 200 + "]" * 200), "ready": {}},
+]
+
+
+class SomeGuest(GuestNode):
+    """A guest of no kind in particular."""
+
+    kind = "uml"
+    overhead = 0
+
+    def _find(self) -> None: ...
+
+    def _write_files(self) -> None: ...
+
+    def _confinement(self, streams: Streams) -> Confinement:
+        raise NotImplementedError(streams)
+
+
+@pytest.fixture(params=[SomeGuest, ExternalNode])
+def node(request: pytest.FixtureRequest, tmp_path: Path, liar: Liar) -> SomeGuest | ExternalNode:
+    """A node whose agent is a liar; it and its guest are this process, for want of others."""
+    bench = Bench(tmp_path, names=("g",))
+    made: SomeGuest | ExternalNode = request.param(bench.plan("g"), bench.context("g"))
+    made.pid, made.start_time = os.getpid(), process_start_time(os.getpid()) or 0
+    made._state = "running"
+    made._agent = AgentClient("g", tmp_path, Running(made.pid, made.start_time))
+    return made
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_a_node_gets_along_with_any_answer(
+    node: SomeGuest | ExternalNode, liar: Liar, answer: dict[str, Any]
+) -> None:
+    """Whoever has taken an agent over spoils its own node's status, and nothing else."""
+    liar.answer = json.dumps(answer).encode()
+    for text in node.logs().values():
+        assert text.encode() is not None
+    status = node.status()
+    assert json.loads(json.dumps(status)) == status
+    assert status["guest"]["agent_pid"] == os.getpid()
+    assert "deep" not in status["guest"]
+    if isinstance(node, SomeGuest):
+        with pytest.raises(NodeError, match="node g is not ready"):
+            node.wait_ready(soon(0.2))
+        asked = liar.asked
+        node._power_off(soon(0.2))
+        assert liar.asked == asked + 1
+
+
+@pytest.mark.parametrize("node", [SomeGuest], indirect=True)
+def test_an_agent_that_does_not_wait_is_not_asked_without_end(node: SomeGuest, liar: Liar) -> None:
+    liar.answer = json.dumps({"ready": False, "console": True}).encode()
+    with pytest.raises(NodeError, match="is not ready in time: its kernel did not boot"):
+        node.wait_ready(soon(1.0))
+    assert liar.asked < 40
 
 
 # ------------------------------------------------------------------ an agent without a guest

@@ -222,7 +222,7 @@ class ExternalNode(Node):
         said = self._said if self._log is None else read_log(self._log)
         if self._agent.alive():
             with contextlib.suppress(NodeError):
-                said += self._agent.request("log")["agent"]
+                said += self._agent.logs()["agent"]
         return {"node": said, "sshd": ""}
 
     # ------------------------------------------------------------------ stop

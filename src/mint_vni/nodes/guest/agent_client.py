@@ -47,6 +47,8 @@ VHOST_SOCKET: Final = "vhost.sock"
 _START_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 5.0
 _ANSWER_BYTES: Final = 4 << 20
+_ERROR_CHARACTERS: Final = 1000
+_STATUS_DEPTH: Final = 4  # of what an agent says; deeper is not passed on
 
 
 def listen_in(directory: Path, name: str, kind: int, uid: int) -> socket.socket:
@@ -205,8 +207,12 @@ class AgentClient:
             wait: Seconds to wait for the answer.
             arguments: Of the request.
 
+        Returns:
+            Its answer, for a caller that trusts no word of it: which keys there are, and what their
+            values are, is the agent's choice.
+
         Raises:
-            NodeError: It refuses, does not answer, or has ended.
+            NodeError: It refuses, does not answer, answers nonsense, or has ended.
         """
         deadline = time.monotonic() + wait
         try:
@@ -218,10 +224,28 @@ class AgentClient:
             raise NodeError(f"node {self.name}: its agent does not answer '{op}'") from None
         except OSError as error:
             raise NodeError(f"node {self.name}: its agent is gone ({error.strerror})") from error
-        answer: dict[str, Any] = json.loads(data) if data else {"error": "it hung up"}
+        answer = _object(data) if data else {"error": "it hung up"}
+        if answer is None:
+            raise NodeError(f"node {self.name}: its agent answers nonsense to '{op}'")
         if "error" in answer:
-            raise NodeError(f"node {self.name}: its agent: {answer['error']}")
+            raise NodeError(
+                f"node {self.name}: its agent: {str(answer['error'])[:_ERROR_CHARACTERS]}"
+            )
         return answer
+
+    def logs(self) -> dict[str, str]:
+        """Return what was said last, by source: ``agent``, ``console`` and ``sshd``.
+
+        Raises:
+            NodeError: As for `request`.
+        """
+        answer = self.request("log")
+        texts = {source: answer.get(source) for source in ("agent", "console", "sshd")}
+        # Half of a surrogate pair, which JSON can express, is nothing that can be printed.
+        return {
+            source: text.encode(errors="replace").decode() if isinstance(text, str) else ""
+            for source, text in texts.items()
+        }
 
     def device(self, *, offload: bool) -> Device:
         """Return a socket to the agent for a new worker; see `mint_vni.nodes.base.Node.device`."""
@@ -240,8 +264,11 @@ class AgentClient:
             status = self.request("status", wait=1.0) if self.alive() else {}
         except NodeError:
             status = {}
-        known = {key: value for key, value in status.items() if key != "ok"}
-        return {"agent_pid": self.process.pid if self.process else None, **known}
+        pid = self.process.pid if self.process else None
+        known = {key: value for key, value in status.items() if _is_shallow(value, _STATUS_DEPTH)}
+        known.pop("ok", None)
+        known.pop("agent_pid", None)
+        return {"agent_pid": pid, **known}
 
     def stop(self, deadline: float) -> bool:
         """End the agent; it has nothing to save.
@@ -263,6 +290,23 @@ def make_shared(directory: Path) -> None:
     """Make a directory that another process's user may search; the one above it is root's alone."""
     directory.mkdir(exist_ok=True)
     os.chmod(directory, 0o755)  # noqa: S103
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None: these bytes are none."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Whether no more than so many lists and objects lie in each other."""
+    if not isinstance(value, (dict, list)):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inner)
 
 
 def _expect_ready(leash: socket.socket) -> None:

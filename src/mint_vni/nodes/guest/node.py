@@ -55,6 +55,7 @@ __all__ = ["GuestNode", "Streams"]
 
 _UNDO_SECONDS: Final = 10.0
 _POWER_OFF_SECONDS: Final = 3.0
+_ASK_AGAIN_SECONDS: Final = 0.05
 _AGENT_STDERR: Final = 2
 _QUOTED_LINES: Final = 8
 _PANIC: Final = "Kernel panic"
@@ -292,24 +293,26 @@ class GuestNode(Node):
         while True:
             left = max(0.01, deadline - time.monotonic())
             status = self._agent.request("wait", wait=left + 5.0, seconds=left)
-            if status["ready"]:
+            if status.get("ready") is True:
                 return
             problem = self._fault(status)
             if problem is None and time.monotonic() >= deadline:
-                heard = "its sshd does not answer" if status["guest"] else "its kernel did not boot"
+                booted = status.get("guest")
+                heard = "its sshd does not answer" if booted else "its kernel did not boot"
                 problem = f"is not ready in time: {heard}"
             if problem is not None:
                 raise self._error(problem)
+            time.sleep(_ASK_AGAIN_SECONDS)  # it waits itself, unless it is none of ours any more
 
     def _fault(self, status: Mapping[str, Any]) -> str | None:
         """Say why the guest won't get ready; None while it may."""
-        if status["panicked"]:
+        if status.get("panicked"):
             return "is not ready: its kernel panicked"
-        if status["stuck"]:
+        if status.get("stuck"):
             return "is not ready: it was reset while it booted"
         if not self._guest_alive():
             return "is not ready: it ended while it booted"
-        if not status["console"]:
+        if not status.get("console"):
             # Its process is about to end, or has thrown its console away.
             pidfd = open_process(self.pid, self.start_time)
             if pidfd is not None:
@@ -411,10 +414,10 @@ class GuestNode(Node):
         if not self._agent.alive():
             return {"node": said + self._said.get("console", ""), "sshd": self._said["sshd"]}
         try:
-            answer = self._agent.request("log")
+            logs = self._agent.logs()
         except NodeError:
             return {"node": said, "sshd": ""}
-        return {"node": said + answer["agent"] + answer["console"], "sshd": answer["sshd"]}
+        return {"node": said + logs["agent"] + logs["console"], "sshd": logs["sshd"]}
 
     # ------------------------------------------------------------------ stop
 
@@ -441,7 +444,7 @@ class GuestNode(Node):
         if pidfd is None:
             return
         try:
-            if self._agent.request("power", how="power-off", wait=2.0)["asked"]:
+            if self._agent.request("power", how="power-off", wait=2.0).get("asked"):
                 wait_ended(pidfd, min(deadline, time.monotonic() + _POWER_OFF_SECONDS))
         except NodeError:
             pass  # it does not matter any more what the agent says
