@@ -24,9 +24,10 @@ from mint_vni.nodes.external import ExternalNode
 from mint_vni.nodes.guest import argv, exec_client
 from mint_vni.nodes.guest.agent import Agent, Config
 from mint_vni.nodes.guest.agent_client import AGENT_SOCKET, AgentClient, connect_in, listen_in
+from mint_vni.nodes.guest.console import CONSOLE_BYTES
 from mint_vni.nodes.guest.launch import Confinement, Running
 from mint_vni.nodes.guest.node import GuestNode, Streams
-from mint_vni.nodes.proc import process_start_time
+from mint_vni.nodes.proc import process_start_time, receive_fds
 from node_bench import Bench, soon, until
 
 # ------------------------------------------------------------------ agents that hang
@@ -110,8 +111,11 @@ def test_a_command_does_not_wait_for_ever_for_a_silent_agent(
 # ------------------------------------------------------------------ agents that answer nonsense
 
 
+LOGS_BYTES = 8192
+
+
 class Liar:
-    """An agent that answers every request with the same bytes."""
+    """An agent that answers every request with the same bytes, and says them in its logs."""
 
     def __init__(self, directory: Path) -> None:
         self.answer = b""
@@ -125,7 +129,11 @@ class Liar:
             while True:
                 connection, _ = self._listener.accept()
                 with connection:
-                    if connection.recv(65536):
+                    data, fds = receive_fds(connection, 65536, 1)
+                    for fd in fds:
+                        os.pwrite(fd, self.answer.ljust(LOGS_BYTES), 0)
+                        os.close(fd)
+                    if data:
                         self.asked += 1
                         connection.send(self.answer)
 
@@ -173,6 +181,9 @@ ODD: list[dict[str, Any]] = [
     {"agent": 1, "console": None, "sshd": [], "asked": "", "ready": 0},
     {"agent": "\ud800", "ready": [1], "agent_pid": 1, "console": {}, "panicked": "no"},
     {"deep": json.loads("[" * 200 + "]" * 200), "ready": {}},
+    {"bytes": 5 << 20},
+    {"bytes": -1},
+    {"bytes": 10},  # zeros
 ]
 
 
@@ -206,7 +217,7 @@ def test_a_node_gets_along_with_any_answer(
     node: SomeGuest | ExternalNode, liar: Liar, answer: dict[str, Any]
 ) -> None:
     """Whoever has taken an agent over spoils its own node's status, and nothing else."""
-    liar.answer = json.dumps(answer).encode()
+    liar.answer = json.dumps({"bytes": LOGS_BYTES} | answer).encode()
     for text in node.logs().values():
         assert text.encode() is not None
     status = node.status()
@@ -279,6 +290,41 @@ def served(tmp_path: Path) -> Iterator[Served]:
     made = Served(tmp_path)
     yield made
     made.close()
+
+
+def test_logs_arrive_whole_whatever_is_in_them(served: Served) -> None:
+    """As JSON they are six times as long: more than a packet can be on a stock Linux."""
+    console = "".join(map(chr, range(32))) * (CONSOLE_BYTES // 32)
+    with_lines = console.replace("\r\n", "\n")
+
+    def say() -> None:
+        served.agent._console.log.append(console.encode())
+        served.agent._sshd.append(b"\xff" * 100_000)
+        served.agent._own.append(b"\x1b" * 100_000)
+
+    served.loop.call_soon_threadsafe(say)
+    logs = served.client.logs()
+    assert logs["console"] == with_lines
+    assert set(logs["sshd"]) == {"\ufffd"} and len(logs["sshd"]) == 64 << 10
+    assert logs["agent"] == "\x1b" * (64 << 10)
+
+
+def test_the_answer_with_the_logs_is_short(served: Served) -> None:
+    """So it fits, whatever limits the machine sets to packets."""
+    served.loop.call_soon_threadsafe(served.agent._console.log.append, b"\0" * CONSOLE_BYTES)
+    fd = os.memfd_create("logs", os.MFD_CLOEXEC)
+    try:
+        with connect_in(served.client.directory, AGENT_SOCKET, socket.SOCK_SEQPACKET) as sock:
+            socket.send_fds(sock, [b'{"op": "log"}'], [fd])
+            answer = sock.recv(4 << 20)
+        assert len(answer) < 100
+        size = json.loads(answer)["bytes"]
+        assert size == os.stat(fd).st_size
+        assert json.loads(os.pread(fd, size, 0))["console"] == "\0" * CONSOLE_BYTES
+    finally:
+        os.close(fd)
+    with pytest.raises(NodeError, match="a log comes with one descriptor"):
+        served.client.request("log")
 
 
 def test_an_agent_without_descriptors_serves_later(served: Served) -> None:

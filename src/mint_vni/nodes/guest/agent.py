@@ -29,7 +29,8 @@ descriptors where said; answered by ``{"ok": true, …}`` or ``{"error": "…"}`
 ``link``     + a SOCK_SEQPACKET socket to a new worker
 ``status``   what is known, see `Agent.status`
 ``wait``     the same, as soon as the guest is ready, has a fault or ``seconds`` have passed
-``log``      ``console``, ``sshd``: what was said last
+``log``      + a file, for which an answer is too long: a JSON object of ``bytes`` bytes is written
+             there: what ``agent``, ``console`` and ``sshd`` said last
 ``console``  the connection becomes the console: packets of bytes, both ways
 ``exec``     the connection becomes a program's streams, see `mint_vni.nodes.guest.channel`
 ``power``    ``how``: "power-off" or "reboot": the guest is asked to; ``asked`` says whether it was
@@ -324,9 +325,15 @@ class Agent:
             "console": self._console.open,
         }
 
-    async def _op_log(self, _request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
+    async def _op_log(self, _request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if len(fds) != 1:
+            raise ValueError("a log comes with one descriptor")
         sources = {"console": self._console.log, "sshd": self._sshd, "agent": self._own}
-        return {name: log.text() for name, log in sources.items()}
+        data = json.dumps({name: log.text() for name, log in sources.items()}).encode()
+        written = 0
+        while written < len(data):
+            written += os.pwrite(fds[0], data[written:], written)
+        return {"bytes": len(data)}
 
     async def _op_power(self, request: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
         how: Bye = "reboot" if request.get("how") == "reboot" else "power-off"
@@ -389,9 +396,7 @@ async def _readable(connection: socket.socket) -> None:
 
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     """Send an answer; a client that does not read it has left."""
-    data = json.dumps(message).encode()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data) + 4096)
-    connection.send(data)
+    connection.send(json.dumps(message).encode())
 
 
 def _close(fds: list[int]) -> None:

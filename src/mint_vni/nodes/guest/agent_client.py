@@ -9,6 +9,7 @@ one directory of the host that the guest's process can see and that is not the h
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -46,7 +47,8 @@ VHOST_SOCKET: Final = "vhost.sock"
 
 _START_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 5.0
-_ANSWER_BYTES: Final = 4 << 20
+_ANSWER_BYTES: Final = 64 << 10
+_LOGS_BYTES: Final = 4 << 20  # of all logs as JSON: six for each byte that they keep, at most
 _ERROR_CHARACTERS: Final = 1000
 _STATUS_DEPTH: Final = 4  # of what an agent says; deeper is not passed on
 
@@ -239,7 +241,21 @@ class AgentClient:
         Raises:
             NodeError: As for `request`.
         """
-        answer = self.request("log")
+        fd = os.memfd_create(f"mint-{self.name}-logs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, _LOGS_BYTES)
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            size = self.request("log", [fd]).get("bytes")
+            if not isinstance(size, int) or not 0 <= size <= _LOGS_BYTES:
+                size = 0
+            answer = _object(os.pread(fd, size, 0))
+        except OSError as error:
+            raise NodeError(f"node {self.name}: its logs: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        if answer is None:
+            raise NodeError(f"node {self.name}: its agent answers nonsense to 'log'")
         texts = {source: answer.get(source) for source in ("agent", "console", "sshd")}
         # Half of a surrogate pair, which JSON can express, is nothing that can be printed.
         return {
