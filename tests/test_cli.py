@@ -19,6 +19,7 @@ import pytest
 import mint_vni
 from fake_lab import FakeLab
 from mint_vni import cli, errors
+from mint_vni.cli.logs import _Printer
 from mint_vni.lab import clean
 from mint_vni.lab.clean import Cleared
 
@@ -457,6 +458,54 @@ def test_logs_follow_what_is_said(labs: Path, start: Starter) -> None:
     assert process.stdout.readline() == "begun anew\n"
     process.signal(signal.SIGINT)
     assert process.finish().status == 130
+
+
+LONG = "".join(f"[{n:6}] line {n}\n" for n in range(1000))
+
+# What was there, what is there now, what of it is new.
+CHANGES = {
+    "appended": ("a\n", "a\nb\n", "b\n"),
+    "within a line": ("a\nlogin: ", "a\nlogin: root\nb", "root\nb"),
+    "nothing": (LONG, LONG, ""),
+    "slid": (LONG, LONG[100:] + "more\n", "more\n"),
+    "slid, within a line": (LONG + "login: ", LONG[100:] + "login: x\n", "x\n"),
+    "slid far": (LONG, LONG[-2000:] + "more\n", "more\n"),
+    "slid, and much the same": ("t\n" * 990 + "e\n", "t\n" * 900 + "e\nmore\n", "more\n"),
+    "one log slid behind another": ("own\n" + LONG, "own\n" + LONG[40:] + "x\n", "x\n"),
+    "inserted": ("own\n" + LONG, "own\nnew\n" + LONG, "new\n"),
+    "inserted at the begin": (LONG, "new\n" + LONG, "new\n"),
+    "inserted, and appended": ("own\n" + LONG, "own\nnew\n" + LONG + "x\n", "new\nx\n"),
+    "inserted twice": ("a\nb\nc\n", "a\n1\nb\n2\nc\n3\n", "1\n2\n3\n"),
+    "inserted before half a line": ("a\nlogin: ", "a\nb\nlogin: root", "b\nroot"),
+    "begun anew": (LONG, "another\n", "another\n"),
+    "begun anew, alike": ("boot\nbad\n", "boot\ngood\n", "boot\ngood\n"),
+    "a part is missing": ("own\n" + LONG, "own\n", ""),
+    "emptied": (LONG, "", ""),
+    "a line's end cut in two": ("a\nb\r", "a\nb\nc", "\nc"),
+    "a character cut in two": ("a \ufffd\ufffd", "a \u20ac b", "\u20ac b"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_logs_that_are_followed_are_said_once(
+    change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after, wanted = CHANGES[change]
+    printer = _Printer(headings=False)
+    printer.print({"node": before})
+    assert capsys.readouterr().out == before.rstrip("\r\ufffd")
+    for _ in range(2):
+        printer.print({"node": after})
+    assert capsys.readouterr().out == wanted
+
+
+def test_logs_of_which_a_part_was_missing_are_not_said_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = _Printer(headings=False)
+    for text in ("own\n" + LONG, "own\n", "", "own\n" + LONG + "more\n"):
+        printer.print({"node": text})
+    assert capsys.readouterr().out == "own\n" + LONG + "more\n"
 
 
 # ------------------------------------------------------------------------- gc, doctor, bench

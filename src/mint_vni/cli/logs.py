@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mint_vni import Node
 
 LOOK_INTERVAL = 0.25  # seconds between looks for more
+TAIL = 2000  # characters by which the end of what was printed is found again
 
 
 def logs(
@@ -72,10 +74,12 @@ class _Printer:
 
     def print(self, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
-            before = self._seen.get(name, "")
-            # A log that does not go on where it was has been begun anew.
-            new = text.removeprefix(before)
-            self._seen[name] = text
+            # The rest of a character or of a line's end that was cut in two is still to come.
+            whole, before = text.rstrip("\r\ufffd"), self._seen.get(name, "")
+            if before.startswith(whole):
+                continue  # nothing new; or a part is missing now, where an agent does not answer
+            new = _new_part(before, whole)
+            self._seen[name] = whole
             if new:
                 self._emit(name, new)
         sys.stdout.flush()
@@ -88,3 +92,42 @@ class _Printer:
         sys.stdout.write(text)
         if self._headings and not text.endswith("\n"):
             sys.stdout.write("\n")
+
+
+def _new_part(old: str, new: str) -> str:
+    """What a text has that it had not before.
+
+    A log goes on at its end; a guest's, which is several, one after the other, also in its middle;
+    and one that is longer than its window loses its begin. One that is none of these was begun anew.
+    """
+    if new.startswith(old):
+        return new[len(old) :]
+    before, after = old.split("\n"), new.split("\n")
+    inserted = _inserted(before, after)
+    if inserted is not None:
+        return inserted
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))))
+    tail = "\n".join(before[same:])[-TAIL:]
+    found = new.rfind(tail)
+    return new if found < 0 else new[found + len(tail) :]
+
+
+def _inserted(old: list[str], new: list[str]) -> str | None:
+    """The lines that a text has besides those of another; None if it has not all of those.
+
+    Args:
+        old: Lines; the last one may be the begin of one.
+        new: The same.
+    """
+    found: list[str] = []
+    at = 0
+    for number, line in enumerate(new):
+        end = "\n" if number + 1 < len(new) else ""
+        if at + 1 < len(old) and line == old[at] and end:
+            at += 1
+        elif at + 1 == len(old) and line.startswith(old[at]):
+            found.append(line[len(old[at]) :] + end)
+            at += 1
+        else:
+            found.append(line + end)
+    return "".join(found) if at == len(old) else None
