@@ -19,7 +19,9 @@
  *
  * It trusts the supervisor, and nobody else: see port.c.
  */
+#include "clock.h"
 #include "gmem.h"
+#include "pace.h"
 #include "worker.h"
 #include <errno.h>
 #include <signal.h>
@@ -31,12 +33,10 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LISTEN_FD 3
 #define SLICE_NS 100000u /* the least that the kernel takes */
-#define LOG_BURST 20u    /* lines a second; a peer can cause some of them */
 
 static void say(const char *fmt, va_list ap) __attribute__((format(printf, 1, 0)));
 
@@ -71,21 +71,14 @@ static void say_how_many(const char *fmt, ...)
 
 void mint_log(const char *fmt, ...)
 {
-    static time_t second;
-    static unsigned lines, left_out;
-    time_t now = time(NULL);
+    static struct mint_pace pace; /* a guest can cause some of them, again and again */
     va_list ap;
 
-    if (now != second) {
-        if (left_out)
-            say_how_many("%u lines left out", left_out);
-        second = now;
-        lines = left_out = 0;
-    }
-    if (lines++ >= LOG_BURST) {
-        left_out++;
+    if (!mint_pace(&pace, now_ns()))
         return;
-    }
+    if (pace.left_out)
+        say_how_many("%u lines left out", pace.left_out);
+    pace.left_out = 0;
     va_start(ap, fmt);
     say(fmt, ap);
     va_end(ap);

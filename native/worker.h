@@ -75,7 +75,7 @@ void mint_vhost_serve(struct mint_worker *w);
  */
 int mint_sandbox(uint32_t uid, uint32_t gid);
 
-/* One line to the log; at most LOG_BURST a second, what is left out is counted. */
+/* One line to the log; no more of them than pace.h says, what is left out is counted. */
 void mint_log(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #endif
