@@ -21,10 +21,13 @@ Regions belong to the users of the ports' workers; see `mint_vni.fabric.regions`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
+import stat
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
@@ -67,12 +70,32 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
 # What decides where programs and kernels are found; whoever starts a supervisor may have others.
 _ENVIRONMENT = ("HOME", "MINT_CACHE_DIR", "PATH", "SUDO_UID", "XDG_CACHE_HOME")
+_OWN_LOG_BYTES = 4 << 20  # of the supervisor's log, before half of it goes
+_QUOTED = 200  # characters of a line that somebody else has said
+_logging = threading.Lock()
 
 
 def log(text: str) -> None:
-    """One line to the supervisor's log."""
-    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
-    sys.stderr.flush()
+    """One line to the supervisor's log, of which no more than the end is kept."""
+    with _logging:
+        sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
+        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # where it is written to is no file
+            _shorten(sys.stderr.fileno())
+
+
+def _shorten(fd: int) -> None:
+    """Remove the begin of a log that is written by appending, if that is too long."""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size <= _OWN_LOG_BYTES:
+        return
+    with open(f"/proc/self/fd/{fd}", "r+b") as file:
+        file.seek(-_OWN_LOG_BYTES // 2, os.SEEK_END)
+        file.readline()  # the rest of a line
+        kept = file.read()
+        file.seek(0)
+        file.write(b"(what was said before is gone)\n" + kept)
+        file.truncate()
 
 
 class Engine:
@@ -655,7 +678,7 @@ def _await_ready(member: Member) -> None:
 def _last_words(node: Any) -> str:
     """The end of what a node said, for a line of the log."""
     lines = [line.strip() for line in node.logs()["node"].splitlines() if line.strip()]
-    return " | ".join(lines[-3:]) or "it said nothing"
+    return " | ".join(line[:_QUOTED] for line in lines[-3:]) or "it said nothing"
 
 
 def _node(member: Member) -> Any:

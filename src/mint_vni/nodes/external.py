@@ -35,6 +35,7 @@ __all__ = ["ExternalNode"]
 
 _UNDO_SECONDS: Final = 10.0
 _AGENT_STDERR: Final = 2
+_QUOTED: Final = 200  # characters of a line of its agent's
 
 
 class ExternalNode(Node):
@@ -242,7 +243,7 @@ class ExternalNode(Node):
         self._state = "stopped"
 
     def _error(self, problem: str, said: str = "") -> NodeError:
-        tail = " | ".join(said.strip().splitlines()[-5:])
+        tail = " | ".join(line[:_QUOTED] for line in said.strip().splitlines()[-5:])
         return NodeError(f"node {self.plan.name} {problem}" + (f" [{tail}]" if tail else ""))
 
     # ------------------------------------------------------------------ commands

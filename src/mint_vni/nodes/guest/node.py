@@ -58,6 +58,7 @@ _POWER_OFF_SECONDS: Final = 3.0
 _ASK_AGAIN_SECONDS: Final = 0.05
 _AGENT_STDERR: Final = 2
 _QUOTED_LINES: Final = 8
+_QUOTED_CHARACTERS: Final = 200
 _PANIC: Final = "Kernel panic"
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\S\n ]|[\x00-\x08\x0e-\x1f]")
 
@@ -516,10 +517,10 @@ class GuestNode(Node):
 
 
 def _telling(lines: list[str]) -> list[str]:
-    """The lines that say most of why it ended: the last, or those from its last panic on."""
+    """The lines that say most of why it ended: the last, or those from its last panic on; cut."""
     panics = [number for number, line in enumerate(lines) if _PANIC in line]
     start = panics[-1] if panics else len(lines) - _QUOTED_LINES
-    return lines[max(0, start) :][:_QUOTED_LINES]
+    return [line[:_QUOTED_CHARACTERS] for line in lines[max(0, start) :][:_QUOTED_LINES]]
 
 
 def _reopen(pid: int, fd: int) -> int:
