@@ -429,3 +429,47 @@ def test_what_a_killed_one_left_goes_with_the_next(archive: DebianArchive) -> No
     assert not catalog.installed("uml")
     put(archive)
     assert os.listdir(archive.base / "cache" / "kernels" / "uml") == ["9.1um1"]
+
+
+# ---------------------------------------------------------------------- programs that fail
+
+
+def replace_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str
+) -> None:
+    """Put a shell script in the place of a program."""
+    place = tmp_path / "programs"
+    place.mkdir()
+    (place / name).write_text(f"#!/bin/sh\n{script}\n")
+    (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo sync: error syncing: Input/output error >&2; exit 1", "Input/output error"),
+        ("exit 3", "exit status 3"),
+        ("exec sleep 60", "not within 1 s"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    replace_program(tmp_path, monkeypatch, "sync", script)
+    monkeypatch.setattr(install, "_DEADLINE", 1.0)
+    with (
+        pytest.raises(PlatformError, match=f"{why}.*; repeat, .*MINT_CACHE_DIR"),
+        install._in_one_step(tmp_path / "uml" / "1"),
+    ):
+        pass
+    assert not (tmp_path / "uml").exists()
+
+
+def test_a_package_that_is_not_unpacked_in_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_program(tmp_path, monkeypatch, "dpkg-deb", "exec sleep 60")
+    monkeypatch.setattr(install, "_DEADLINE", 1.0)
+    with pytest.raises(PlatformError, match=r"a\.deb is not unpacked within 1 s; repeat when"):
+        install._unpack(tmp_path / "a.deb", tmp_path)

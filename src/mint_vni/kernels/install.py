@@ -290,13 +290,46 @@ def _in_one_step(target: Path) -> Iterator[Path]:
         fresh.mkdir(mode=0o755, parents=True)
         yield fresh
         # On disk before it has its name: after a power cut there is no half of a kernel.
-        subprocess.run(["sync", "-f", str(fresh)], timeout=_DEADLINE, check=True)
+        _sync(fresh)
         fresh.rename(target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         with contextlib.suppress(OSError):
             fresh.parent.rmdir()  # if it is empty
         raise
+
+
+def _sync(path: Path) -> None:
+    try:
+        done = _run("sync", "-f", str(path))
+        why = _reason(done)
+    except subprocess.TimeoutExpired:
+        why = f"not within {_DEADLINE:.0f} s"
+    if why:
+        raise PlatformError(
+            f"what was unpacked cannot be brought to the disk with {path.parent} ({why}); repeat, and "
+            "if it stays so, check that disk, or name another directory in MINT_CACHE_DIR"
+        )
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_DEADLINE,
+        check=False,
+    )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a program failed, in its own words; empty if it did not."""
+    if not done.returncode:
+        return ""
+    said = done.stderr.strip().splitlines()
+    return said[0] if said else f"exit status {done.returncode}"
 
 
 def _clear_leftovers() -> None:
@@ -307,21 +340,18 @@ def _clear_leftovers() -> None:
 
 
 def _unpack(file: Path, root: Path) -> None:
-    done = subprocess.run(
-        ["dpkg-deb", "-x", str(file), str(root)],
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_DEADLINE,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        if "No space left" in done.stderr or "quota" in done.stderr:
-            raise _full(root, said[0])
+    try:
+        done = _run("dpkg-deb", "-x", str(file), str(root))
+    except subprocess.TimeoutExpired:
         raise PlatformError(
-            f"{file.name} cannot be unpacked ({said[0]}); repeat, and if it stays so, choose another "
+            f"{file.name} is not unpacked within {_DEADLINE:.0f} s; repeat when the machine has less "
+            "to do, or name a directory on a faster disk in MINT_CACHE_DIR"
+        ) from None
+    if why := _reason(done):
+        if "No space left" in done.stderr or "quota" in done.stderr:
+            raise _full(root, why)
+        raise PlatformError(
+            f"{file.name} cannot be unpacked ({why}); repeat, and if it stays so, choose another "
             "mirror"
         )
 
