@@ -293,6 +293,19 @@ GUESTS = [
     ("root a list", node("kind: uml, root: [a]"), 4, ["a list is no directory", "./rootfs"]),
     ("empty image", node("kind: qemu, image: ''"), 4, ["'' is no path of a disk image"]),
     ("kernel as number", node("kind: uml, kernel: 7.2"), 4, ["7.2 is no version", "in quotes"]),
+    (
+        "owner beyond all users",
+        node("kind: external, owner: '99999999999'"),
+        4,
+        ["node b: owner: '99999999999' is no user's number", "4294967294"],
+    ),
+    (
+        "owner that is none",
+        node("kind: external, owner: '4294967295'"),
+        4,
+        ["'4294967295' is no user's number"],
+    ),
+    ("owner as number", node("kind: external, owner: 5"), 4, ["5 is no user", "in quotes"]),
     ("little for uml", node("kind: uml, memory: 32M"), 4, ["kind uml", "at least 64M"]),
     ("little for qemu", node("kind: qemu, memory: 64M"), 4, ["kind qemu", "at least 128M"]),
 ]

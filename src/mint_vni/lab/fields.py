@@ -199,6 +199,23 @@ def text(what: str, example: str) -> Reads:
     return Reads(read, {"type": "string", "minLength": 1, "maxLength": TEXT_MAX})
 
 
+USER_MAX = (1 << 32) - 2  # the number above it stands for no user
+
+_TEXT_USER = text("user", "libvirt-qemu")
+
+
+def _read_user(value: object) -> object:
+    name = _TEXT_USER.read(value)
+    if isinstance(name, str) and name.isdecimal() and int(name) > USER_MAX:
+        raise bad(
+            f"{show(value)} is no user's number", f"the highest is {USER_MAX}; or write the name"
+        )
+    return name
+
+
+USER = Reads(_read_user, _TEXT_USER.schema)
+
+
 def _read_name(value: object, what: str, longest: int) -> str:
     rule = (
         f"use at most {longest} lower-case letters, digits and hyphens, beginning with a letter "

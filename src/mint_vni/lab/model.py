@@ -263,7 +263,7 @@ class NodeModel(DefaultsModel):
         "to the lab file. Nothing may be there yet. Null: below /run/mint, for root alone.",
         examples=["./vm.sock"],
     )
-    owner: Annotated[str, f.text("user", "libvirt-qemu")] | None = Field(
+    owner: Annotated[str, f.USER] | None = Field(
         default=None,
         description="Kind external: the user who may connect, by name or number. Null: root alone.",
         examples=["libvirt-qemu"],
