@@ -69,6 +69,7 @@ def test_plug_in_and_out(lab: Lab, directory: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_uid == NOBODY
     assert not connected(lab)
+    assert node_status(lab, "vm")["memory_enforced_by"] == "none"
     for round_ in range(3):
         with VhostFrontend(path, style="qemu" if round_ % 2 else "uml") as guest:
             guest.send(ping_request(lab))

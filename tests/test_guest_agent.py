@@ -223,6 +223,7 @@ def test_a_node_gets_along_with_any_answer(
     status = node.status()
     assert json.loads(json.dumps(status)) == status
     assert status["guest"]["agent_pid"] == os.getpid()
+    assert status["memory_enforced_by"] == "none", "one of the documented words"
     assert "deep" not in status["guest"]
     if isinstance(node, SomeGuest):
         with pytest.raises(NodeError, match="node g is not ready"):

@@ -209,7 +209,7 @@ class ExternalNode(Node):
             "cpus_enforced_by": self._cgroup.cpus_enforced_by,
             "memory_limit": None,
             "memory_used": None,
-            "memory_enforced_by": "",
+            "memory_enforced_by": self._cgroup.memory_enforced_by,
             "interface": plan.interface,
             "mac": plan.mac,
             "ipv4": plan.ipv4,
