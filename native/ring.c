@@ -44,9 +44,11 @@ static void tx_place(struct mint_ring_tx *r, uint64_t at)
 static void tx_settle(struct mint_ring_tx *r)
 {
     uint64_t tail = load_acquire(&r->peer->tail) & START_MAX & ~(uint64_t)(MINT_LINE - 1u);
+    bool between = tail - r->tail <= r->head - r->tail;
 
-    /* Another consumer's tail, or a lie, says nothing of what was read: then the last one counts. */
-    r->lost += count_records(r, r->head - tail <= r->cap ? tail : r->tail, r->head);
+    /* Another consumer's tail, or a lie, says nothing of what was read: then the last one counts.
+     * What lies before that was given back already: it is not lost, and not looked at again. */
+    r->lost += count_records(r, between ? tail : r->tail, r->head);
     tx_place(r, tail);
 }
 

@@ -272,6 +272,39 @@ static void an_index_is_used_again(void)
     }
 }
 
+/* What the port that had an index before has read is not lost with it. */
+static void what_a_former_port_read_is_not_lost(void)
+{
+    EACH_LAYOUT(layout)
+    {
+        struct fabric *f = open_fabric(3, layout);
+
+        for (uint32_t i = 0; i < 100; i++) {
+            CHECK(send_frame(f, 0, 1, 100, 1) == MINT_SENT, "not sent");
+            comes(f, 1, 1);
+        }
+        leave_port(f, 1);
+        mint_port_drop_peer(f->port[0], 1);
+        mint_port_drop_peer(f->port[2], 1);
+        close(f->ctl[1]);
+        f->ctl[1] = region_file(MINT_CTL_BYTES(f->ports), SEALS);
+        if (layout == MINT_LAYOUT_PER_CHANNEL) {
+            close(f->payload[0][1]);
+            f->payload[0][1] = region_file(CAPACITY, SEALS);
+        }
+        join_peer(f, 0, 1);
+        join_peer(f, 2, 1);
+        if (layout != MINT_LAYOUT_SHARED) /* there, what waits for a port that comes is sent */
+            CHECK(send_frame(f, 0, 1, 100, 2) == MINT_DROPPED, "sent before it is there");
+        open_port(f, 1);
+        CHECK(send_frame(f, 0, 1, 100, 3) == MINT_SENT, "not sent");
+        comes(f, 1, 3);
+        CHECK(tx_counter(f, 0, 1, MINT_TX_DROP_RESET) == 0, "%llu lost of 100 that came",
+              (unsigned long long)tx_counter(f, 0, 1, MINT_TX_DROP_RESET));
+        fabric_free(f);
+    }
+}
+
 /* ------------------------------------------------------------------------------- what is refused */
 
 static void bad_configurations_are_refused(void)
@@ -585,6 +618,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(what_a_leaver_did_not_read),
     CHECK_TEST(a_dropped_peer_gives_all_back),
     CHECK_TEST(an_index_is_used_again),
+    CHECK_TEST(what_a_former_port_read_is_not_lost),
     CHECK_TEST(bad_configurations_are_refused),
     CHECK_TEST(bad_peers_are_refused),
     CHECK_TEST(regions_are_checked),
