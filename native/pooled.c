@@ -105,7 +105,6 @@ static bool settle(struct mint_lane *lane)
     struct mint_ring_tx *tx = lane->tx;
 
     mint_ring_tx_refresh(tx, MINT_LINE);
-    mint_ring_tx_account(tx); /* now: nobody may send to this receiver for long */
     if (tx->tail - lane->settled > tx->head - lane->settled) {
         tx->tail = lane->settled; /* it takes back what it gave, or gives what it never had */
         store_release(&tx->own->tx_end, MINT_END(tx->gen, MINT_END_RESET));

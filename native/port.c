@@ -367,7 +367,6 @@ static void close_ends(struct mint_port *port, struct mint_peer *peer, bool gone
     else
         mint_ring_tx_close(&peer->tx, gone);
     mint_ring_rx_close(&peer->rx);
-    mint_port_settle_tx(peer);
     mint_port_settle_rx(port, peer);
 }
 

@@ -33,7 +33,6 @@ static bool keep_channel(struct mint_port *port, struct mint_peer *peer)
     if (!still)
         return true;
     mint_ring_tx_refresh(tx, 0); /* its receiver may have left, and what it had not read is lost */
-    mint_port_settle_tx(peer);
     peer->idle_head = tx->head;
     if (tx->tail != tx->head)
         return true;
@@ -58,8 +57,6 @@ static bool keep_pool(struct mint_port *port)
         return false;
     if (!still || !mint_pooled_unused(p))
         return true;
-    for (uint32_t i = 0; i < port->count; i++)
-        mint_port_settle_tx(port->list[i]);
     port->bare_sum = sum;
     if (mint_pooled_punch(p) == 0)
         bump_port(port, MINT_PORT_RECLAIMS, 1);

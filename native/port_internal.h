@@ -187,8 +187,7 @@ enum mint_sent mint_port_send_once(struct mint_port *port, const struct mint_vne
  * Return: ns until it will be again; negative: not before frames are sent. */
 int64_t mint_port_tend(struct mint_port *port);
 
-/* Move what the rings counted themselves into the shared counters. */
-void mint_port_settle_tx(struct mint_peer *peer);
+/* Move the resets that a ring counted itself into the shared counter, and blame the peer. */
 void mint_port_settle_rx(struct mint_port *port, struct mint_peer *peer);
 
 #endif

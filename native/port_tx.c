@@ -102,7 +102,6 @@ static void commit(struct mint_port *port, struct mint_peer *peer, struct mint_r
 /* Why there was no room: count a drop, or let the caller wait. */
 enum mint_sent mint_port_no_room(struct mint_port *port, struct mint_peer *peer, bool may_wait)
 {
-    mint_port_settle_tx(peer);
     if (peer->stalled)
         bump(&peer->own->tx_counter[MINT_TX_DROP_STALLED], 1);
     else if (!peer_up(port, peer))
@@ -267,11 +266,6 @@ void mint_port_took(struct mint_port *port, uint32_t len)
     bump_port(port, MINT_PORT_IN_BYTES, len);
 }
 
-void mint_port_settle_tx(struct mint_peer *peer)
-{
-    mint_ring_tx_account(&peer->tx);
-}
-
 static void publish(struct mint_port *port)
 {
     if (port->pool)
@@ -279,10 +273,8 @@ static void publish(struct mint_port *port)
     for (uint32_t i = 0; i < port->tx_dirty_count; i++) {
         struct mint_peer *peer = port->tx_dirty[i];
 
-        if (!port->pool) {
+        if (!port->pool)
             mint_ring_publish(&peer->tx);
-            mint_port_settle_tx(peer);
-        }
         bump(&peer->own->tx_counter[MINT_TX_FRAMES], peer->tx_frames);
         bump(&peer->own->tx_counter[MINT_TX_BYTES], peer->tx_bytes);
         peer->tx_frames = 0;

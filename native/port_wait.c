@@ -172,7 +172,6 @@ static void rang(struct mint_port *port, struct mint_peer *peer)
         return;
     }
     if (!port->pool && mint_ring_tx_join(&peer->tx)) {
-        mint_port_settle_tx(peer);
         mint_bell_ring(peer->bell); /* it opened its end, or reset it: say that we followed */
         mint_port_blame(port, peer, JOIN_BAD);
     }

@@ -58,8 +58,6 @@ struct mint_ring_tx {
     uint32_t staged; /* records between published and head */
     struct mint_slot *own;
     const struct mint_slot *peer;
-    uint64_t lost;    /* frames that were unread when the channel was reset; taken by the owner */
-    uint32_t rejoins; /* generations joined after the first; taken by the owner */
     struct mint_lane *lane; /* layout pooled: each line of the ring stands for a descriptor */
 };
 
@@ -138,22 +136,6 @@ static inline bool mint_ring_rx_ample(const struct mint_ring_rx *r)
     return !r->open || load_relaxed(&r->peer->head) - r->recycled <= r->cap / 2;
 }
 
-/* Move what was lost, and the generations joined, into the shared counters. */
-static inline void mint_ring_tx_account(struct mint_ring_tx *r)
-{
-    mint_a64 *lost;
-    mint_a64 *resets;
-
-    if (__builtin_expect(!r->lost && !r->rejoins, 1))
-        return; /* a ring that is not used, as in the shared layout, has no slot */
-    lost = &r->own->tx_counter[MINT_TX_DROP_RESET];
-    resets = &r->own->tx_counter[MINT_TX_RESETS];
-    store_relaxed(lost, load_relaxed(lost) + r->lost);
-    store_relaxed(resets, load_relaxed(resets) + r->rejoins);
-    r->lost = 0;
-    r->rejoins = 0;
-}
-
 /*
  * mint_ring_reserve() - room for a record with a frame of up to `len` bytes.
  * Return: the record at the head, contiguous; NULL when there is no room, or the channel is down.
@@ -188,7 +170,7 @@ static inline void mint_ring_commit(struct mint_ring_tx *r, struct mint_rec *rec
 /*
  * mint_ring_publish() - let the consumer see what is staged.
  * Return: records published; 0 also when the consumer demanded a new generation meanwhile (what
- * was staged is lost then, and counted in r->lost).
+ * was staged is lost then, and counted).
  */
 static inline uint32_t mint_ring_publish(struct mint_ring_tx *r)
 {

@@ -204,6 +204,17 @@ static inline bool take(struct channel *c, uint64_t *number, uint32_t *len)
     return true;
 }
 
+/* What the producer has counted in its slot. */
+static inline uint64_t lost(const struct channel *c)
+{
+    return load_relaxed(&c->sender->tx_counter[MINT_TX_DROP_RESET]);
+}
+
+static inline uint64_t rejoins(const struct channel *c)
+{
+    return load_relaxed(&c->sender->tx_counter[MINT_TX_RESETS]);
+}
+
 /* Exchange `count` frames, one by one: the channel works. */
 static inline void works(struct channel *c, uint32_t count)
 {

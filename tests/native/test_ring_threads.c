@@ -40,7 +40,6 @@ static void reopen_tx(struct race *r, uint64_t *state)
     mint_ring_publish(&c->tx);
     if (draw(state, 2)) /* else it dies, with nothing staged */
         mint_ring_tx_close(&c->tx, false);
-    r->lost += c->tx.lost;
     open_tx(c);
     r->reopened_tx++;
 }
@@ -66,8 +65,6 @@ static void *produce(void *arg)
               load_relaxed(&c->sender->tx_end), load_relaxed(&c->receiver->rx_end));
     }
     mint_ring_publish(&c->tx);
-    r->lost += c->tx.lost;
-    c->tx.lost = 0;
     store_release(&r->done, 1);
     return NULL;
 }
@@ -137,7 +134,7 @@ static void ends_that_come_and_go(void)
     while (take_next(&r))
         ;
     mint_ring_recycle(&r.c->rx);
-    r.lost += r.c->tx.lost;
+    r.lost = lost(r.c);
     printf("%llu received, %llu lost while the ends were opened %u and %u times\n",
            (unsigned long long)r.got, (unsigned long long)r.lost, r.reopened_tx, r.reopened_rx);
     CHECK(r.got + r.lost == FRAMES, "%llu are missing",
