@@ -9,7 +9,7 @@
 void mint_hold_full(struct mint_hold *h, uint32_t peer)
 {
     if (!h->on)
-        h->since = 0;
+        h->began = 0;
     h->on = true;
     h->peer = peer;
 }
@@ -22,16 +22,21 @@ void mint_hold_settled(struct mint_hold *h, uint32_t peer)
 }
 
 /* Whether the held frame may go on waiting, although others' frames may be behind it. */
-static bool may_wait(struct mint_hold *h, uint64_t now)
+static bool may_wait(struct mint_hold *h, uint64_t most, uint64_t now)
 {
     uint64_t gained = (now - h->budget_at) / 10, held;
 
     h->budget = h->budget + gained < BUDGET_MAX ? h->budget + gained : BUDGET_MAX;
     h->budget_at = now;
-    if (!h->since)
-        h->since = now;
+    if (!h->began)
+        h->began = h->since = now;
     held = now - h->since;
     h->since = now;
+    if (now - h->began >= most) {
+        h->others_at = now;
+        h->budget = 0;
+        return false;
+    }
     if (now - h->others_at > OTHERS_NS)
         return true;
     if (held >= h->budget) {
@@ -44,7 +49,7 @@ static bool may_wait(struct mint_hold *h, uint64_t now)
 
 bool mint_hold_wait(struct mint_hold *h, struct mint_port *port)
 {
-    if (!may_wait(h, now_ns())) {
+    if (!may_wait(h, MINT_HOLD_STALLS * mint_port_stall_ns(port), now_ns())) {
         mint_port_give_up(port, h->peer);
         h->on = false;
         return false;

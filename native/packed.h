@@ -10,7 +10,8 @@
 
 /*
  * mint_port_send_packed() - send `n` frames, waiting for room for at most `timeout_ns` in all;
- * negative: for each until its channel counts as stalled, and then drop it.
+ * negative: for each until its channel counts as stalled, and then drop it. A receiver that gives
+ * room, however slowly, is waited for then.
  * @done: receives how many were accepted (sent, or dropped and counted)
  * Return: 0; -ETIMEDOUT; -EMSGSIZE: frame number *done is too short or too long (counted);
  * -EINTR after a signal or when a descriptor watched as MINT_EV_CONTROL became readable.

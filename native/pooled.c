@@ -19,7 +19,8 @@
  * (mint_lane_place()): the receiver closed its end, demands another generation, or is gone. In each
  * case it has stopped reading. A receiver that lies about its tail has itself to blame: it may read
  * a buffer that is used again, and nobody else's channel knows of it. A tail that goes back, or
- * beyond the head, is a broken rule.
+ * beyond what was published, is a broken rule; ring.c sees to that, so that `settled`, which is where
+ * the tail was last seen, is never overtaken.
  *
  * Receivers complete in order, so the tail of each is all there is to look at. Doing that costs a
  * miss on a line of the receiver's: it is done for a few lanes in turn each time that the pool is
@@ -105,11 +106,6 @@ static bool settle(struct mint_lane *lane)
     struct mint_ring_tx *tx = lane->tx;
 
     mint_ring_tx_refresh(tx, MINT_LINE);
-    if (tx->tail - lane->settled > tx->head - lane->settled) {
-        tx->tail = lane->settled; /* it takes back what it gave, or gives what it never had */
-        store_release(&tx->own->tx_end, MINT_END(tx->gen, MINT_END_RESET));
-        return false;
-    }
     if (tx->tail != lane->settled) {
         give_back(lane, tx->tail);
         settle_at(lane, tx->tail);
@@ -181,20 +177,29 @@ uint32_t mint_pooled_take_slow(struct mint_pooled *p, uint32_t need)
     return block;
 }
 
-static uint64_t progress_of(const struct mint_slot *peer)
-{
-    return load_acquire(&peer->tail) ^ ((uint64_t)MINT_END_GEN(load_acquire(&peer->rx_end)) << 40);
-}
-
-uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
+static uint64_t progress(const struct mint_pooled *p, uint32_t q,
+                         uint64_t (*of)(const struct mint_ring_tx *))
 {
     uint64_t sum = 0;
 
     if (!mint_pooled_idle(p, q))
-        return progress_of(p->lanes[q].tx->peer);
+        return of(p->lanes[q].tx);
     for (uint32_t i = 0; i < p->count; i++)
-        sum += progress_of(p->list[i]->tx->peer);
+        sum += of(p->list[i]->tx);
     return sum;
+}
+
+uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q)
+{
+    return progress(p, q, mint_ring_tx_progress);
+}
+
+uint64_t mint_pooled_look(struct mint_pooled *p, uint32_t q)
+{
+    settle(&p->lanes[q]);
+    if (mint_pooled_idle(p, q))
+        settle_some(p, p->count);
+    return progress(p, q, mint_ring_tx_seen);
 }
 
 struct mint_rec *mint_pooled_push_slow(struct mint_lane *lane, uint32_t len)

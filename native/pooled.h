@@ -227,8 +227,13 @@ bool mint_pooled_unused(struct mint_pooled *p);
 /* Give the memory of an unused pool back. Return: 0, or -1 with errno set. */
 int mint_pooled_punch(struct mint_pooled *p);
 
-/* A number that changes whenever q gives room; while q is idle, whenever anybody does. */
+/*
+ * mint_pooled_progress() - a number that changes whenever q gives room; while q is idle, whenever
+ * anybody does. mint_pooled_look() takes what was given, and says how far that has got: what a
+ * receiver only feigns does not come back from there.
+ */
 uint64_t mint_pooled_progress(const struct mint_pooled *p, uint32_t q);
+uint64_t mint_pooled_look(struct mint_pooled *p, uint32_t q);
 
 /* struct mint_lane_rx - the receiving end of one channel, beside its struct mint_ring_rx. */
 struct mint_lane_rx {

@@ -145,6 +145,8 @@ uint64_t mint_port_wait_room(struct mint_port *port, uint32_t index);
 bool mint_port_ask_room(struct mint_port *port, uint32_t peer);
 /* Do not wait for now. How long the peer has given no room still counts. */
 void mint_port_stop_waiting(struct mint_port *port, uint32_t index);
+/* For how long a receiver may give no room before its channel counts as stalled. */
+uint64_t mint_port_stall_ns(const struct mint_port *port);
 
 /* After MINT_FULL, before mint_port_wait_room(): spin for poll_us at most. Return: whether the
  * receiver gave room. For callers that have nothing else to do meanwhile. */

@@ -40,7 +40,7 @@ struct mint_peer {
     bool waiting, stalled;
     uint64_t wait_since; /* when the consumer was last seen to make progress, or waiting for it
                             began; 0: it gave room since */
-    uint64_t wait_mark;  /* its progress then */
+    uint64_t wait_mark;  /* its progress then, as peer_look() said */
     uint64_t tried_mark; /* its progress when a frame last found no room */
 
     bool wished;             /* asked for room since it last rang */
@@ -127,8 +127,21 @@ static inline uint64_t peer_progress(const struct mint_port *port, const struct 
         return mint_pool_progress(port->pool, peer->index);
     if (port->pooled)
         return mint_pooled_progress(port->pooled, peer->index);
-    return load_acquire(&peer->slot->tail) ^
-           ((uint64_t)MINT_END_GEN(load_acquire(&peer->slot->rx_end)) << 40);
+    return mint_ring_tx_progress(&peer->tx);
+}
+
+/*
+ * The same, and take what it gave: what was seen once is not seen again. Only this may prolong a wait:
+ * a peer can let its numbers change for ever, but not what it has given.
+ */
+static inline uint64_t peer_look(struct mint_port *port, struct mint_peer *peer)
+{
+    if (port->pool)
+        return mint_pool_progress(port->pool, peer->index);
+    if (port->pooled)
+        return mint_pooled_look(port->pooled, peer->index);
+    mint_ring_tx_refresh(&peer->tx, 0);
+    return mint_ring_tx_seen(&peer->tx);
 }
 
 /* Whether it is time to look again for the room that is waited for in the peer's channel. */

@@ -8,7 +8,8 @@
  * Back-pressure. When a channel is full the sender waits, for as long as the receiver makes
  * progress, but no longer than stall_us without any. Then the channel is stalled: frames for it
  * are dropped at once and counted, until its consumer moves. So a receiver that stopped costs its
- * senders one time-out, not their traffic to others. Flooded frames never wait.
+ * senders one time-out, not their traffic to others. Flooded frames never wait. How long a receiver
+ * may get on too slowly is for the caller to say: see hold.h.
  */
 #include "port_internal.h"
 
@@ -314,7 +315,7 @@ void mint_port_flush(struct mint_port *port)
 bool mint_port_ask_room(struct mint_port *port, uint32_t index)
 {
     struct mint_peer *peer = port->peers[index];
-    uint64_t progress = peer_progress(port, peer);
+    uint64_t progress = peer_look(port, peer);
     bool room = peer_room(port, peer);
     bool moved = progress != peer->wait_mark || !peer->wait_since;
 
@@ -345,10 +346,15 @@ void mint_port_stop_waiting(struct mint_port *port, uint32_t index)
         end_wait(port, port->peers[index]);
 }
 
+uint64_t mint_port_stall_ns(const struct mint_port *port)
+{
+    return (uint64_t)port->config.stall_us * 1000u;
+}
+
 uint64_t mint_port_wait_room(struct mint_port *port, uint32_t index)
 {
     struct mint_peer *peer = port->peers[index];
-    uint64_t limit = (uint64_t)port->config.stall_us * 1000u, waited;
+    uint64_t limit = mint_port_stall_ns(port), waited;
 
     if (mint_port_ask_room(port, index))
         return 1;

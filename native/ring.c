@@ -109,7 +109,8 @@ bool mint_ring_tx_join(struct mint_ring_tx *r)
 
 /*
  * Look at the consumer's end again. Return: whether `need` bytes are free now.
- * A generation that the consumer raised is joined first; a tail that makes no sense asks it to.
+ * A generation that the consumer raised is joined first; a tail that makes no sense asks it to. One
+ * that goes back makes none: a consumer could feign progress with it for ever, and be waited for.
  */
 bool mint_ring_tx_refresh(struct mint_ring_tx *r, uint32_t need)
 {
@@ -127,7 +128,7 @@ bool mint_ring_tx_refresh(struct mint_ring_tx *r, uint32_t need)
     /* Pairs with store_release in mint_ring_recycle(): the consumer is done with what lies before. */
     uint64_t tail = load_acquire(&r->peer->tail);
 
-    if (r->published - tail > r->cap || MINT_NO_POSITION(tail)) {
+    if (!mint_ring_tx_believes(r, tail)) {
         store_release(&r->own->tx_end, MINT_END(r->gen, MINT_END_RESET));
         return false;
     }

@@ -53,7 +53,7 @@ struct mint_ring_tx {
     uint32_t off;       /* head mod cap */
     uint64_t head;      /* end of the staged records */
     uint64_t published; /* what the consumer may see */
-    uint64_t tail;      /* the consumer's, when last looked at */
+    uint64_t tail;      /* the consumer's, when last looked at; never goes back in a generation */
     uint32_t gen;
     uint32_t staged; /* records between published and head */
     struct mint_slot *own;
@@ -118,6 +118,34 @@ static inline bool mint_ring_room(const struct mint_ring_tx *r, uint32_t need)
 
     return MINT_END_GEN(end) == r->gen && MINT_END_STATE(end) != MINT_END_CLOSED &&
            r->head + need - r->tail <= r->cap;
+}
+
+/* Whether the consumer can have given back what lies before `tail`, after what it gave before. */
+static inline bool mint_ring_tx_believes(const struct mint_ring_tx *r, uint64_t tail)
+{
+    return tail - r->tail <= r->published - r->tail && !MINT_NO_POSITION(tail);
+}
+
+/*
+ * A number that changes when the consumer gives room back, or demands a generation, which gives all
+ * back; what it only feigns changes nothing. mint_ring_tx_seen() says what refresh has seen of it.
+ */
+static inline uint64_t mint_ring_progress(uint64_t tail, uint32_t gen)
+{
+    return tail ^ ((uint64_t)gen << 40);
+}
+
+static inline uint64_t mint_ring_tx_progress(const struct mint_ring_tx *r)
+{
+    uint32_t gen = MINT_END_GEN(load_acquire(&r->peer->rx_end));
+    uint64_t tail = load_acquire(&r->peer->tail);
+
+    return mint_ring_progress(mint_ring_tx_believes(r, tail) ? tail : r->tail, gen);
+}
+
+static inline uint64_t mint_ring_tx_seen(const struct mint_ring_tx *r)
+{
+    return mint_ring_progress(r->tail, r->gen);
 }
 
 /*

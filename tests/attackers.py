@@ -26,6 +26,7 @@ WAYS = {
     "bell-storm": 5,
     "wants": 6,
     "scribble": 7,
+    "false-progress": 8,
 }
 
 

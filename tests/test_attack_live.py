@@ -151,6 +151,34 @@ def test_no_way_of_attacking_is_dear_to_others(lab: Lab, way: str) -> None:
     ping(lab["a"], "b", count=5)
 
 
+def test_false_progress_does_not_slow_its_senders_traffic_to_others(machine: None) -> None:
+    """a floods the attacker, which takes nothing and says that it did, and goes on with b."""
+    way, fabric = "false-progress", {"channel_bytes": "264K"}  # soon full
+    with Lab.up(labs.source("feigns", "ab", fabric=fabric)) as lab, Place(lab, "evil") as place:
+        assert place.message.spec is not None
+        target = labs.address(lab, "b").rpartition(".")[0] + ".99"
+        known = ["ip", "neigh", "replace", target, "lladdr", place.message.spec.mac]
+        lab["a"].run([*known, "dev", "vni0", "nud", "permanent"])
+        flood = ("udp-flood", target, 5009, 1400, 2_000_000)
+        with (
+            Attacker(place) as attacker,
+            iperf(lab, "a", "b"),
+            inside(lab["a"], *flood) as sender,
+        ):
+            sender.result("ready")
+            shares: list[float] = []
+            while not shares or (max(shares) < LEAST and len(shares) < ROUNDS):
+                shares.append(compare(lab, attacker, SLICES, way))
+            attacker.burn(way)
+            sender.close_input()
+        channel = next(c for c in lab.status()["channels"] if (c["from"], c["to"]) == ("a", "evil"))
+        labs.report(f"throughput beside false progress: {shares}; {channel['tx']}")
+        assert channel["tx"]["frames"] > 0
+        assert channel["tx"]["resets"] > 0
+        assert max(shares) >= LEAST
+        ping(lab["a"], "b", count=5)
+
+
 def test_a_stopped_receiver_does_not_slow_its_senders_traffic_to_others(machine: None) -> None:
     """a floods c while c's worker is stopped, and goes on with b as if c took it all."""
     with Lab.up(labs.source("stopped", "abc")) as lab:

@@ -10,6 +10,7 @@
  * nobody harm, so it is what an attack is compared with. Digits choose one way of attacking, `*` all
  * in turn. What the ways are stands at each function.
  */
+#include "clock.h"
 #include "region.h"
 #include "ring.h"
 #include <errno.h>
@@ -171,8 +172,30 @@ static void scribble(struct side *s, struct victim *v)
     memset(v->payload + at, (int)any(), n);
 }
 
+/*
+ * Receive nothing, and move our tail on and back, so that whoever waits for room sees it change. A
+ * channel that is reset for it begins anew, not too often: what it takes to fill it is no harm of ours.
+ */
+static void false_progress(struct side *s, struct victim *v)
+{
+    static uint64_t began;
+    uint32_t end = load_relaxed(&v->mine->rx_end), gen = MINT_END_GEN(end);
+
+    (void)s;
+    if (end == MINT_END(gen, MINT_END_OPEN) && load_acquire(&v->theirs->tx_end) == end) {
+        store_release(&v->mine->tail, load_relaxed(&v->mine->tail) ^ MINT_LINE);
+    } else if (now_ns() - began > 50000000u) {
+        began = now_ns();
+        store_release(&v->mine->tail,
+                      load_acquire(&v->theirs->head) & ~(uint64_t)(2 * MINT_LINE - 1));
+        store_release(&v->mine->rx_end, MINT_END((gen + 1) & 0xffffffu, MINT_END_OPEN));
+        ring(v, 1);
+    }
+}
+
 static void (*const ways[])(struct side *, struct victim *) = {
-    any_words, changing_records, spoofed_flood, resets, demands, bell_storm, wants, scribble};
+    any_words, changing_records, spoofed_flood, resets, demands, bell_storm,
+    wants,     scribble,         false_progress};
 #define WAYS (sizeof(ways) / sizeof(ways[0]))
 
 static void *map(int fd, size_t bytes, bool writable)

@@ -72,12 +72,10 @@ inline tx_refresh()
     if
     :: STATE(end) == CLOSED || STATE(OWN(S, TX_END)) == RESET
     :: else ->
-        load(S, TAIL, !MUTANT(4), tail);
+        load(S, TAIL, !MUTANT(4), seen);
         if
-        :: published < tail || published - tail > CAP ->
-            store(S, TX_END, END(gen, RESET), true);
-            tail = published - CAP /* as if it were full */
-        :: else
+        :: seen < tail || seen > published -> store(S, TX_END, END(gen, RESET), true)
+        :: else -> tail = seen
         fi
     fi
 }
@@ -85,7 +83,7 @@ inline tx_refresh()
 proctype producer()
 {
     byte i, j, end, gen;
-    short head, published, tail;
+    short head, published, tail, seen;
 
 again:
     atomic {

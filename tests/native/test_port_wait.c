@@ -123,6 +123,53 @@ static void a_slow_receiver_is_waited_for(void)
     }
 }
 
+/*
+ * One that only says so, by moving its tail on and back, is not; whether the sender tries again in
+ * between or only looks how much longer it may wait.
+ */
+static void feigned_progress_is_none(bool tries)
+{
+    const uint32_t layouts[] = {MINT_LAYOUT_PER_CHANNEL, MINT_LAYOUT_POOLED};
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct fabric *f = open_fabric(3, layouts[i], 10000);
+        struct mint_slot *theirs = &f->port[1]->slots[0];
+        uint64_t tail = load_relaxed(&theirs->tail), start;
+        enum mint_sent sent;
+
+        fill(f, 0, 1, 30000);
+        CHECK(post(f, 0, 1, 30000, 0) == MINT_FULL, "room");
+        start = now_ns();
+        for (uint32_t n = 0; mint_port_wait_room(f->port[0], 1); n++) {
+            store_release(&theirs->tail, tail + (n % 2 ? 0 : MINT_LINE));
+            sent = tries ? post(f, 0, 1, 30000, 0) : MINT_FULL;
+            if (sent == MINT_DROPPED)
+                break;
+            CHECK(now_ns() - start < SOON, "layout %u: waited for after %u steps", layouts[i], n);
+        }
+        CHECK(send_frame(f, 0, 1, 30000, 0) == MINT_DROPPED, "not given up");
+        CHECK(send_frame(f, 0, 2, 1000, 9) == MINT_SENT && recv_mark(f, 2) == 9, "others");
+        store_release(&theirs->tail, tail); /* an honest successor */
+        crash_port(f, 1);
+        open_port(f, 1);
+        drain(f, 1);
+        mint_port_wait(f->port[0], 0);
+        drain(f, 1);
+        CHECK(send_frame(f, 0, 1, 1000, 8) == MINT_SENT && recv_mark(f, 1) == 8, "not healed");
+        fabric_free(f);
+    }
+}
+
+static void a_feint_is_not_waited_for(void)
+{
+    feigned_progress_is_none(true);
+}
+
+static void a_feint_is_no_reason_to_wait_on(void)
+{
+    feigned_progress_is_none(false);
+}
+
 static void floods_do_not_wait(void)
 {
     EACH_LAYOUT(layout)
@@ -673,6 +720,8 @@ static const struct check_test tests[] = {
     CHECK_TEST(a_full_channel_counts_nothing),
     CHECK_TEST(a_receiver_that_stopped_is_stalled),
     CHECK_TEST(a_slow_receiver_is_waited_for),
+    CHECK_TEST(a_feint_is_not_waited_for),
+    CHECK_TEST(a_feint_is_no_reason_to_wait_on),
     CHECK_TEST(floods_do_not_wait),
     CHECK_TEST(a_flood_to_one_waits),
     CHECK_TEST(a_closed_receiver_is_down),

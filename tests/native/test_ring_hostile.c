@@ -208,6 +208,7 @@ static void bad_tail(uint64_t offset)
     struct channel *c = channel_with(3);
     uint32_t gen = c->rx.gen, tries = 0;
 
+    CHECK(mint_ring_tx_refresh(&c->tx, MINT_LINE), "no room"); /* it knows what was given back */
     store_release(&c->receiver->tail, c->tx.published + offset);
     while (mint_ring_reserve(&c->tx, MINT_FRAME_MAX)) { /* until it looks */
         CHECK(stage(c, 10 + tries, MINT_FRAME_MAX), "no room");
@@ -234,6 +235,14 @@ static void tail_beyond_the_head(void)
 static void tail_too_far_back(void)
 {
     bad_tail(-(uint64_t)CAP - MINT_LINE);
+}
+
+/* To before what the producer has seen, however little: what was given back is in use again. */
+static void tail_that_goes_back(void)
+{
+    bad_tail(-3ull * MINT_REC_BYTES(500u) - MINT_LINE);
+    bad_tail(-3ull * MINT_REC_BYTES(500u) - 100 * MINT_LINE);
+    bad_tail(-(uint64_t)CAP);
 }
 
 static void tail_off_the_grid(void)
@@ -421,9 +430,10 @@ static const struct check_test tests[] = {
     CHECK_TEST(breach_in_the_middle),      CHECK_TEST(the_producer_asks_for_a_reset),
     CHECK_TEST(the_producer_asks_at_once), CHECK_TEST(unknown_states_are_waited_out),
     CHECK_TEST(tail_beyond_the_head),      CHECK_TEST(tail_too_far_back),
-    CHECK_TEST(tail_off_the_grid),         CHECK_TEST(a_demand_from_anywhere),
-    CHECK_TEST(a_demand_from_before),      CHECK_TEST(a_producer_of_nonsense),
-    CHECK_TEST(a_consumer_of_nonsense),    CHECK_TEST(a_predecessor_of_nonsense),
+    CHECK_TEST(tail_that_goes_back),       CHECK_TEST(tail_off_the_grid),
+    CHECK_TEST(a_demand_from_anywhere),    CHECK_TEST(a_demand_from_before),
+    CHECK_TEST(a_producer_of_nonsense),    CHECK_TEST(a_consumer_of_nonsense),
+    CHECK_TEST(a_predecessor_of_nonsense),
 };
 
 int main(int argc, char **argv)

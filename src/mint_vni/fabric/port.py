@@ -258,7 +258,8 @@ class Port:
         Args:
             frame: 14 to 65,584 bytes; its source MAC should be :attr:`mac`.
             timeout: seconds to wait while the receiver's channel is full; None: until the fabric
-                gives the receiver up as stalled, drops the frame and counts it.
+                gives the receiver up as stalled, drops the frame and counts it. One that gives
+                room, however slowly, is waited for then.
 
         Raises:
             FrameError: too short or too long; counted, nothing was sent.
