@@ -69,6 +69,8 @@ int mint_vring_set(struct mint_vring *q, struct mint_gmem *m, uint32_t size, uin
     q->size = (uint16_t)size;
     q->next_avail = q->next_used = q->avail_seen = load16(&q->used[1]);
     q->signalled_valid = false;
+    /* A device that died awake has left word that it wants no kick; the first sleep would be for good. */
+    store16(&q->used[0], 0);
     q->suppressed = false;
     q->broken = false;
     q->set = true;

@@ -61,7 +61,7 @@ struct mint_chain {
 
 /*
  * mint_vring_set() - find the three parts in the guest's memory and take the queue up where the
- * used ring says that the last device left it.
+ * used ring says that the last device left it, awake. Kicks are wanted until mint_vring_no_kick().
  * @desc, @avail, @used: the front end's addresses
  * Return: 0; -EINVAL: no such size, or not aligned; -EFAULT: not within one region.
  */

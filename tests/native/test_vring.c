@@ -278,6 +278,25 @@ static void signals_by_flag(void)
     drop(&g);
 }
 
+/* The device before this one was killed while it wanted no kicks: this one must not sleep for ever. */
+static void the_last_device_died_awake(void)
+{
+    for (uint32_t event_idx = 0; event_idx < 2; event_idx++) {
+        struct guest g;
+
+        make(&g);
+        mint_vring_no_kick(&g.q);
+        CHECK(g.used[0] == 1, "kicks are wanted");
+        g.q.event_idx = event_idx;
+        CHECK(mint_vring_set(&g.q, &g.map, SIZE, UVA, UVA + AVAIL, UVA + USED) == 0, "set again");
+        mint_vring_want_kick(&g.q);
+        CHECK(g.used[0] == 0, "it sleeps, and the guest does not know");
+        mint_vring_no_kick(&g.q);
+        CHECK(g.used[0] == !event_idx, "kicks are wanted for nothing");
+        drop(&g);
+    }
+}
+
 static void signals_by_position(void)
 {
     struct guest g;
@@ -391,11 +410,17 @@ static void scribbling(void)
 int main(int argc, char **argv)
 {
     static const struct check_test tests[] = {
-        CHECK_TEST(chains_are_resolved),  CHECK_TEST(endless_tables_end_soon),
-        CHECK_TEST(indirect_tables),      CHECK_TEST(lies_are_refused),
-        CHECK_TEST(queues_that_are_none), CHECK_TEST(positions_wrap),
-        CHECK_TEST(signals_by_flag),      CHECK_TEST(signals_by_position),
-        CHECK_TEST(memory_that_is_none),  CHECK_TEST(memory_cut_short),
+        CHECK_TEST(chains_are_resolved),
+        CHECK_TEST(endless_tables_end_soon),
+        CHECK_TEST(indirect_tables),
+        CHECK_TEST(lies_are_refused),
+        CHECK_TEST(queues_that_are_none),
+        CHECK_TEST(positions_wrap),
+        CHECK_TEST(signals_by_flag),
+        CHECK_TEST(signals_by_position),
+        CHECK_TEST(the_last_device_died_awake),
+        CHECK_TEST(memory_that_is_none),
+        CHECK_TEST(memory_cut_short),
         CHECK_TEST(scribbling),
     };
 
