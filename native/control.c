@@ -185,7 +185,10 @@ static int on_drop_peer(struct mint_worker *w, const struct mint_msg *m)
     if (!w->port)
         return -EINVAL;
     if (w->hold.on && w->hold.peer == i) {
-        mint_port_give_up(w->port, i);
+        /* What came from a TAP is here and lost. A guest's frame is still in its queue, and taken,
+         * counted and sent to whom it may concern then when the device looks there again. */
+        if (!w->vhost)
+            mint_port_give_up(w->port, i);
         w->hold.on = false;
     }
     err = mint_port_drop_peer(w->port, i);

@@ -126,6 +126,8 @@ static uint32_t take_one(struct mint_vhost *v)
     if (ready <= 0) {
         if (ready < 0)
             mint_vhost_broke(v, MINT_VQ_TX, "claims more chains than it holds");
+        else if (v->hold->on) /* or v->first would not be the held one any more */
+            mint_vhost_broke(v, MINT_VQ_TX, "takes back what it made available");
         return 0;
     }
     if (mint_vring_peek(q, &v->memory, 0, false, &v->first) < 0) {
