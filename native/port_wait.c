@@ -29,6 +29,7 @@
 #define MASK_NS (10ull * 1000000ull)    /* how long a storm masks the doorbell at first */
 #define PUNISHED_MAX 4u                 /* the span is doubled so often at most */
 #define FORGET_NS (100ull * 1000000ull) /* who was quiet for so long starts anew */
+#define SILENT_NS (10ull * 1000000ull)  /* room may come so that nobody rings: look so often */
 #define JOIN_BAD 16u                    /* what a new generation counts for, see port_rx.c */
 #define POLL_SYSCALL_EVERY 16u          /* spins between two looks at the watched descriptors */
 #define SPIN_PAUSES_MAX 16u             /* longest pause between two looks at shared memory */
@@ -533,8 +534,12 @@ int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout
         unmask_due(port);
     if (!room_is_others(port, port->peers[index]))
         return wait_bell(port, port->peers[index], timeout_ns);
-    if (timeout_ns > (port->masked ? MASK_NS : INT64_MAX))
-        timeout_ns = port->masked ? MASK_NS : INT64_MAX;
+    if (port->masked && timeout_ns > MASK_NS)
+        timeout_ns = MASK_NS;
+    /* In the pool another sender may have given back what it took ahead, or what it sent to one who is
+     * gone: only receivers ring. */
+    if (timeout_ns > (port->pool ? SILENT_NS : INT64_MAX))
+        timeout_ns = port->pool ? SILENT_NS : INT64_MAX;
     events = kernel_wait(port, (int64_t)timeout_ns);
     return events == -EINTR || (events > 0 && ((uint32_t)events & MINT_EV_CONTROL)) ? -EINTR : 0;
 }

@@ -326,6 +326,31 @@ static void room_that_another_receiver_gives(void)
     fabric_free(f);
 }
 
+/* There, too, it may be given by another sender, which rings nobody. */
+static void room_that_another_sender_gives(void)
+{
+    struct fabric *f = fabric_new(3, MINT_LAYOUT_SHARED, 3 * 67 * 2048);
+    struct waiter w = {.len = 60000, .timeout_ns = 60000 * MS};
+    uint64_t start = now_ns();
+    pthread_t thread;
+
+    w.f = fabric_open(f);
+    fill(f, 2, 1, 1000);
+    CHECK(post(f, 0, 1, 60000, 0) == MINT_FULL, "there is room; the test tests nothing");
+    CHECK(pthread_create(&thread, NULL, wait_and_send, &w) == 0, "thread");
+    wait_for_want(f, 0);
+    mint_port_wait(f->port[2], 50 * MS); /* so that the sender sleeps */
+    CHECK(!load_acquire(&w.finished), "it finds room");
+    CHECK(mint_port_drop_peer(f->port[2], 1) == 0, "drop");
+    while (!load_acquire(&w.finished)) {
+        CHECK(now_ns() - start < SOON, "the sender sleeps though there is room");
+        sched_yield();
+    }
+    pthread_join(thread, NULL);
+    CHECK(w.result == 0 && w.done == 1, "%d", w.result);
+    fabric_free(f);
+}
+
 /* One ring for each time that the sender asks, however often room is given. */
 static void one_ring_for_one_wish(void)
 {
@@ -727,6 +752,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(a_closed_receiver_is_down),
     CHECK_TEST(room_that_comes_in_crumbs),
     CHECK_TEST(room_that_another_receiver_gives),
+    CHECK_TEST(room_that_another_sender_gives),
     CHECK_TEST(one_ring_for_one_wish),
     CHECK_TEST(woken_for_half_of_the_room),
     CHECK_TEST(a_late_ring_uses_up_the_wish),
