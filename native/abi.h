@@ -194,6 +194,7 @@ enum mint_port_counter {
     MINT_PORT_RING_ERRORS,  /* a guest's queues that were disabled because it broke a rule */
     MINT_PORT_RING_SETTLED, /* of MINT_PORT_RING_EMPTY, frames that were given or dropped since */
     MINT_PORT_RECLAIMS,     /* times the memory of an idle channel, or pool, was given back */
+    MINT_PORT_SEG_SETTLED,  /* of MINT_PORT_SEGMENTED, frames of which nothing is left to give */
     MINT_PORT_COUNTERS = 64
 };
 

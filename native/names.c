@@ -59,6 +59,7 @@ static const char *const port_names[MINT_PORT_COUNTERS] = {
     [MINT_PORT_RING_ERRORS] = "ring_errors",
     [MINT_PORT_RING_SETTLED] = "ring_settled",
     [MINT_PORT_RECLAIMS] = "reclaims",
+    [MINT_PORT_SEG_SETTLED] = "segmented_settled",
 };
 
 #define NAME(table, i) ((i) < sizeof(table) / sizeof((table)[0]) ? (table)[i] : NULL)

@@ -66,6 +66,8 @@ uint32_t mint_plain_cut(struct mint_plain *plain, struct mint_port *port, uint8_
     if (plain->seg.next < plain->seg.len) /* a segment that out cannot hold */
         bump_port(port, MINT_PORT_DROP_LONG, 1);
     plain->cutting = false;
+    /* Its record may have been given back long ago: a successor counts what was not settled. */
+    bump_port(port, MINT_PORT_SEG_SETTLED, 1);
     return 0;
 }
 

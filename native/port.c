@@ -66,6 +66,7 @@ static int ctl_begin(struct mint_port *port)
         bump_port(port, MINT_PORT_RESTARTS, 1);
         count_lost(port, MINT_PORT_IN_FRAMES, MINT_PORT_IN_DONE);
         count_lost(port, MINT_PORT_RING_EMPTY, MINT_PORT_RING_SETTLED);
+        count_lost(port, MINT_PORT_SEGMENTED, MINT_PORT_SEG_SETTLED);
     }
     store_relaxed(&ctl->pid, (uint32_t)getpid());
     store_relaxed(&ctl->generation, load_relaxed(&ctl->generation) + 1);

@@ -503,6 +503,25 @@ static void packed_frames(void)
     }
 }
 
+#define TCP_FRAME (14u + 40u + 3500u) /* four segments of up to 1000 bytes of payload */
+
+/* Send one from port 0 to port 1. */
+static void send_tcp(struct fabric *f)
+{
+    const struct mint_vnet gso = {1, MINT_GSO_TCPV4, 54, 1000, 34, 16, 0};
+    uint8_t frame[TCP_FRAME] = {0};
+
+    mac_of(1, frame);
+    mac_of(0, frame + 6);
+    memcpy(frame + 12, (const uint8_t[]){0x08, 0x00, 0x45, 0x00}, 4);
+    frame[16] = (TCP_FRAME - 14) >> 8;
+    frame[17] = (TCP_FRAME - 14) & 0xff;
+    frame[23] = 6;    /* TCP */
+    frame[46] = 0x50; /* its header: 20 bytes */
+    CHECK(mint_port_send(f->port[0], &gso, frame, TCP_FRAME, NULL) == MINT_SENT, "not sent");
+    mint_port_flush(f->port[0]);
+}
+
 /* A segmented frame arrives cut, with its checksums, in pieces of the receiver's MTU. */
 static void plain_receivers_get_plain_frames(void)
 {
@@ -510,18 +529,10 @@ static void plain_receivers_get_plain_frames(void)
     {
         struct fabric *f = open_fabric(2, layout);
         struct mint_plain *plain = mint_plain_new();
-        const struct mint_vnet gso = {1, MINT_GSO_TCPV4, 54, 1000, 34, 16, 0};
-        uint8_t frame[14 + 40 + 3500] = {0}, out[MINT_FRAME_MAX];
+        uint8_t out[MINT_FRAME_MAX];
         uint32_t sizes[4] = {0};
 
-        mac_of(1, frame);
-        mac_of(0, frame + 6);
-        memcpy(frame + 12, (const uint8_t[]){0x08, 0x00, 0x45, 0x00}, 4);
-        frame[16] = (sizeof(frame) - 14) >> 8;
-        frame[17] = (sizeof(frame) - 14) & 0xff;
-        frame[23] = 6;    /* TCP */
-        frame[46] = 0x50; /* its header: 20 bytes */
-        CHECK(mint_port_send(f->port[0], &gso, frame, sizeof(frame), NULL) == MINT_SENT, "sent");
+        send_tcp(f);
         CHECK(send_frame(f, 0, 1, 200, 9) == MINT_SENT, "sent");
         for (uint32_t i = 0; i < 4; i++)
             sizes[i] = mint_plain_recv(plain, f->port[1], out, sizeof(out));
@@ -532,6 +543,39 @@ static void plain_receivers_get_plain_frames(void)
         CHECK(port_counter(f, 1, MINT_PORT_SEGMENTED) == 1, "not counted");
         mint_port_recycle(f->port[1]);
         mint_plain_free(plain);
+        fabric_free(f);
+    }
+}
+
+/*
+ * Part of a segmented frame is handed over, and its record given back, when the process dies: the rest
+ * is lost, and counted.
+ */
+static void a_receiver_dies_while_it_cuts(void)
+{
+    EACH_LAYOUT(layout)
+    {
+        struct fabric *f = open_fabric(2, layout);
+        uint8_t *out = malloc(6 * MINT_FRAME_MAX);
+
+        for (uint32_t given = 1; given <= 5;
+             given++) { /* the last time: all, and that it was all */
+            struct mint_plain *plain = mint_plain_new();
+            uint32_t lens[5];
+            int n;
+
+            send_tcp(f);
+            n = mint_port_recv_packed(f->port[1], plain, out, 6 * MINT_FRAME_MAX, lens, given, 0);
+            CHECK(n == (int)(given < 5 ? given : 4), "%d segments", n);
+            crash_port(f, 1);
+            mint_plain_free(plain);
+            open_port(f, 1);
+            CHECK(recv_mark(f, 1) == -1, "it comes again");
+            CHECK(port_counter(f, 1, MINT_PORT_DROP_RESTART) == (given < 5 ? given : 4),
+                  "%llu counted after %u",
+                  (unsigned long long)port_counter(f, 1, MINT_PORT_DROP_RESTART), given);
+        }
+        free(out);
         fabric_free(f);
     }
 }
@@ -624,6 +668,7 @@ static const struct check_test tests[] = {
     CHECK_TEST(regions_are_checked),
     CHECK_TEST(packed_frames),
     CHECK_TEST(plain_receivers_get_plain_frames),
+    CHECK_TEST(a_receiver_dies_while_it_cuts),
     CHECK_TEST(plain_frames_that_do_not_fit),
     CHECK_TEST(waits_can_be_interrupted),
 };
