@@ -3,7 +3,7 @@
 #include "hold.h"
 #include "clock.h"
 
-#define BUDGET_MAX (5ull * 1000000ull)
+#define BUDGET_MAX (5ll * 1000000ll)
 #define OTHERS_NS (20ull * 1000000ull)
 
 void mint_hold_full(struct mint_hold *h, uint32_t peer)
@@ -24,9 +24,11 @@ void mint_hold_settled(struct mint_hold *h, uint32_t peer)
 /* Whether the held frame may go on waiting, although others' frames may be behind it. */
 static bool may_wait(struct mint_hold *h, uint64_t most, uint64_t now)
 {
-    uint64_t gained = (now - h->budget_at) / 10, held;
+    uint64_t held;
 
-    h->budget = h->budget + gained < BUDGET_MAX ? h->budget + gained : BUDGET_MAX;
+    h->budget += (int64_t)((now - h->budget_at) / 10);
+    if (h->budget > BUDGET_MAX)
+        h->budget = BUDGET_MAX;
     h->budget_at = now;
     if (!h->began)
         h->began = h->since = now;
@@ -39,12 +41,10 @@ static bool may_wait(struct mint_hold *h, uint64_t most, uint64_t now)
     }
     if (now - h->others_at > OTHERS_NS)
         return true;
-    if (held >= h->budget) {
-        h->budget = 0;
-        return false;
-    }
-    h->budget -= held;
-    return true;
+    h->budget -= (int64_t)held; /* it may be owed: else each frame would get a sleep of its own */
+    if (h->budget < -BUDGET_MAX)
+        h->budget = -BUDGET_MAX;
+    return h->budget > 0;
 }
 
 bool mint_hold_wait(struct mint_hold *h, struct mint_port *port)
@@ -62,5 +62,5 @@ int64_t mint_hold_timeout(struct mint_hold *h, struct mint_port *port)
 {
     uint64_t left = mint_port_wait_room(port, h->peer);
 
-    return (int64_t)(left < BUDGET_MAX / 10 ? left : BUDGET_MAX / 10); /* look at the budget, too */
+    return left < BUDGET_MAX / 10 ? (int64_t)left : BUDGET_MAX / 10; /* look at the budget, too */
 }

@@ -81,9 +81,30 @@ static void a_receiver_that_stopped(void)
     fabric_free(f);
 }
 
+/* With frames for others about, a tenth of the time is waited, not half a millisecond a frame. */
+static void others_traffic_is_not_held_up(void)
+{
+    struct fabric *f = full_fabric(MINT_LAYOUT_PER_CHANNEL);
+    struct mint_hold h = {.peer = 1};
+    uint64_t took, before, waited = 0;
+
+    for (uint32_t i = 0; i < 20; i++) {
+        CHECK(send_frame(f, 0, 2, 100, 3) == MINT_SENT && recv_mark(f, 2) == 3, "others");
+        mint_hold_settled(&h, 2);
+        before = tx_counter(f, 0, 1, MINT_TX_WAITS);
+        CHECK(recv_mark(f, 1) == 0, "nothing to give back"); /* it is not stalled */
+        CHECK(!hold_one(f, &h, false, &took), "sent");
+        waited += tx_counter(f, 0, 1, MINT_TX_WAITS) > before;
+    }
+    CHECK(waited >= 1 && waited <= 10, "%llu of 20 frames were waited with",
+          (unsigned long long)waited);
+    fabric_free(f);
+}
+
 static const struct check_test tests[] = {
     CHECK_TEST(a_receiver_that_drips),
     CHECK_TEST(a_receiver_that_stopped),
+    CHECK_TEST(others_traffic_is_not_held_up),
 };
 
 int main(int argc, char **argv)
