@@ -116,8 +116,11 @@ def _spoofed(lab: Lab) -> int:
     return sum(c["rx"]["drop_spoof"] for c in ends_of(lab, "evil"))
 
 
-def test_without_stalling_a_stopped_receiver_slows_others(machine: None) -> None:
-    """Frames for it are waited with, here for longer than the test takes."""
+def test_without_stalling_a_stopped_receiver_slows_others(
+    machine: None, undefended: Undefended
+) -> None:
+    """Frames for it are waited with, here for longer than the test takes, whoever else has some."""
+    undefended("hold.c", "    return h->budget > 0;", "    return true;")
     fabric = {"stall_us": 1_000_000, "channel_bytes": "264K"}  # soon full
     with Lab.up(labs.source("waits", "abc", fabric=fabric)) as lab:
         ping(lab["a"], labs.address(lab, "c"))

@@ -331,13 +331,17 @@ def test_gc_leaves_alone_what_is_no_lab(tmp_path: Path) -> None:
     for name in ("nodes", "log", "photos"):  # more than a lab has at first
         (place / "half" / name).mkdir()
     (place / "link").symlink_to(tmp_path)
+    (place / ".new-7-mine").mkdir()
+    (place / ".new-7-mine" / "letter").touch()
     dead = place / "dead"  # of a run that was ended before its journal's first line
     for name in ("nodes", "log"):
         (dead / name).mkdir(parents=True)
     dead.chmod(stat.S_IRWXU)
     (dead / "adopt.lock").touch()
+    deader = place / ".new-7-dead"
+    deader.mkdir(mode=0o700)
     time.sleep(1.1)
-    before = sorted(str(p) for p in place.rglob("*") if dead not in [p, *p.parents])
+    before = sorted(str(p) for p in place.rglob("*") if not {dead, deader} & {p, *p.parents})
     done = mint("gc", "--json", env=os.environ | {"MINT_RUN_DIR": str(place)})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["labs"] == []

@@ -21,13 +21,13 @@ static struct fabric *full_fabric(uint32_t layout)
     return f;
 }
 
-/* Hold a frame for port 1 as a worker does, until it is settled. Return: whether it was sent. */
+/* Hold a frame for port 1, longer than what drips away meanwhile, as a worker does, until it is settled. Return: whether it was sent. */
 static bool hold_one(struct fabric *f, struct mint_hold *h, bool drips, uint64_t *took)
 {
     uint64_t start = now_ns(), dripped = start;
     enum mint_sent sent;
 
-    while ((sent = post(f, 0, 1, 30000, 7)) == MINT_FULL) {
+    while ((sent = post(f, 0, 1, 60000, 7)) == MINT_FULL) {
         CHECK(now_ns() - start < SOON, "held for ever");
         mint_hold_full(h, 1);
         if (!mint_hold_wait(h, f->port[0]))

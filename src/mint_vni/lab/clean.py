@@ -193,14 +193,15 @@ def _unclaimed(path: Path) -> bool:
         return False
     names = {entry.name for entry in path.iterdir()}
     mine = place.st_uid == os.geteuid() and stat.S_IMODE(place.st_mode) == paths.LAB_MODE
-    return mine and set(paths.FIRST) <= names <= {*paths.FIRST, *_EARLY}
+    begun = path.name.startswith(paths.NEW) or set(paths.FIRST) <= names
+    return mine and begun and names <= {*paths.FIRST, *_EARLY}
 
 
 def _remove_unclaimed() -> None:
     """Directories of runs that died before their journal's first line; then the empty rest.
 
     Whatever else lies there (a user may have named a directory of his own) is left alone: a lab's is
-    known by what `paths.claim` makes first, and by holding nothing that a lab does not make.
+    known by its name or what `paths.claim` makes first, and by holding nothing that a lab does not make.
     """
     if not paths.RUN_DIR.is_dir():
         return

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -31,8 +32,10 @@ RUN_DIR = Path(os.environ.get("MINT_RUN_DIR", "/run/mint"))
 
 LAB_MODE = 0o700
 _ADDRESS_BYTES = 107  # sun_path without its end
-#: What is made first in a lab's directory.
+#: What is in a lab's directory from the beginning, besides the lock.
 FIRST = ("nodes", "log")
+#: How the name of one begins that is being made.
+NEW = ".new-"
 
 
 def lab_dir(name: str) -> Path:
@@ -80,31 +83,42 @@ def claim(name: str) -> Path:
         LabStateError: the name is taken.
         PlatformError: no permission.
     """
-    path = lab_dir(name)
+    path, new = lab_dir(name), lab_dir(f"{NEW}{os.getpid()}-{name}")
+    taken = LabStateError(
+        f"lab {name} is already up; take it down with: mint down {name} (after a crash: mint gc)"
+    )
+    if path.exists():
+        raise taken
     try:
-        try:
-            RUN_DIR.mkdir(mode=0o711, exist_ok=True)
-            path.mkdir(mode=LAB_MODE)
-        except FileNotFoundError:  # the last lab went, and took it along
-            RUN_DIR.mkdir(mode=0o711, exist_ok=True)
-            path.mkdir(mode=LAB_MODE)
-    except FileExistsError:
-        raise LabStateError(
-            f"lab {name} is already up; take it down with: mint down {name}"
-            " (after a crash: mint gc)"
-        ) from None
+        _prepare(new)
+        new.rename(path)  # fails if there is one by now
     except PermissionError:
         raise PlatformError(
             f"no permission to create {path}; run mint as root, for instance with sudo"
         ) from None
-    try:
-        for part in FIRST:
-            (path / part).mkdir(mode=0o700)
-        (path / "adopt.lock").touch(mode=0o600)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise taken from None
+        raise
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     return path
+
+
+def _prepare(new: Path) -> None:
+    """Make a lab's directory with what is in it at first."""
+    while True:
+        RUN_DIR.mkdir(mode=0o711, exist_ok=True)
+        try:
+            new.mkdir(mode=LAB_MODE)
+            break
+        except FileNotFoundError:  # the last lab went, and took the directory along
+            continue
+    for part in FIRST:
+        (new / part).mkdir(mode=0o700)
+    (new / "adopt.lock").touch(mode=0o600)
 
 
 def write_json(path: Path, data: Any) -> None:
