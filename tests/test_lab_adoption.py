@@ -22,7 +22,7 @@ import pytest
 import kinds
 import labs
 import mint_vni
-from labs import mint, ping, wait_for
+from labs import inside, mint, ping, wait_for
 from mint_vni.fabric.config import PortSpec
 from mint_vni.fabric.regions import create_region
 from mint_vni.lab import Lab, journal, wire
@@ -213,6 +213,23 @@ def test_a_worker_that_lies_is_ended(lab: Lab, lie: str) -> None:
     assert {port["name"] for port in after["ports"]} == {"a", "b", "c"}
     ended(victim, start)
     goes_on(lab)
+
+
+def test_a_raw_ports_end_is_told_after_an_adoption_too(lab: Lab) -> None:
+    """Or who gets its place next would be deaf and dumb: its peers would think that they know it."""
+    first = lab.attach("first")
+    index = labs.port_status(lab, "first")["index"]
+    labs.kill(supervisor(lab))
+    assert lab.status()["supervisor"]["adoptions"] == 1
+    first.close()
+    names = {"a", "b", "c"}
+    wait_for("its end", lambda: {p["name"] for p in lab.status()["ports"]} == names)
+    with lab.attach("second") as second:
+        assert labs.port_status(lab, "second")["index"] == index
+        with inside(lab["a"], "raw-listen", "vni0", "88b5") as listener:
+            listener.result("ready")
+            second.send(b"\xff" * 6 + bytes.fromhex(second.mac.replace(":", "")) + b"\x88\xb5here")
+            assert bytes.fromhex(listener.result("frame")["frame"])[14:] == b"here"
 
 
 # ------------------------------------------------------------------------------------- guests

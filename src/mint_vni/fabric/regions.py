@@ -159,6 +159,10 @@ class Regions:
         """Indices of all other ports."""
         return [i for i in self.control if i != index]
 
+    def joined(self, index: int, peer: int) -> bool:
+        """Whether there is all that port ``index`` needs for its channels with ``peer``."""
+        return peer in self.control and (index, peer) in self.bells
+
     def peer_fds(self, index: int, peer: int) -> list[int]:
         """Descriptors that port ``index`` needs for its channels with ``peer``.
 

@@ -129,12 +129,8 @@ class Engine:
 
     def others(self, member: Member) -> list[Member]:
         """All other ports that it has channels with: not those whose regions were lost."""
-        regions, index = self.regions, member.spec.index
-        return [
-            m
-            for m in self.members.values()
-            if m.spec.index in regions.control and (index, m.spec.index) in regions.bells
-        ]
+        index = member.spec.index
+        return [m for m in self.members.values() if self.regions.joined(index, m.spec.index)]
 
     def context(self, node: NodePlan, ssh: SshMaterial) -> NodeContext:
         """What a node is given."""
@@ -519,7 +515,10 @@ class Engine:
 
     async def _tell_all(self, member: Member, data: bytes, *, adding: bool) -> None:
         """Tell every other port that a port has come or gone."""
-        await _all(self._tell(other, member, data, adding) for other in self.others(member))
+        index = member.spec.index
+        # Not others(member): an adopted raw port's own ends of its channels are not held here.
+        told = [m for m in self.members.values() if self.regions.joined(m.spec.index, index)]
+        await _all(self._tell(other, member, data, adding) for other in told)
 
     async def _tell(self, other: Member, member: Member, data: bytes, adding: bool) -> None:
         async with other.lock:
