@@ -38,6 +38,12 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
 #define load_relaxed(p) atomic_load_explicit((p), memory_order_relaxed)
 #define store_relaxed(p, v) atomic_store_explicit((p), (v), memory_order_relaxed)
 
+/* Add to a counter in shared memory that has one writer: us. */
+static inline void bump(mint_a64 *counter, uint64_t by)
+{
+    store_relaxed(counter, load_relaxed(counter) + by);
+}
+
 /* Pairs with the full_fence() of the other side wherever publish meets sleep (rule 2). */
 static inline void full_fence(void)
 {

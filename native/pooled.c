@@ -132,11 +132,10 @@ static bool drop_orphans(struct mint_pooled *p)
     for (uint32_t q = 0; q < p->slots; q++) {
         struct mint_lane *lane = &p->lanes[q];
         uint64_t head = load_relaxed(&p->own[q].head), unread = (head - lane->settled) / MINT_LINE;
-        mint_a64 *lost = &p->own[q].tx_counter[MINT_TX_DROP_RESET];
 
         if (lane->tx || q == p->port || head - lane->settled > MINT_LANE_CAP)
             continue;
-        store_relaxed(lost, load_relaxed(lost) + unread);
+        bump(&p->own[q].tx_counter[MINT_TX_DROP_RESET], unread);
         give_back(lane, head);
         for (uint64_t at = lane->settled; at != head; at += MINT_LINE)
             store_relaxed(&lane->desc[RING_AT(at)], 0); /* no record: whoever reads it sees that */

@@ -102,11 +102,6 @@ struct mint_port {
     struct mint_macs macs;
 };
 
-static inline void bump(mint_a64 *counter, uint64_t by)
-{
-    store_relaxed(counter, load_relaxed(counter) + by); /* one writer: us */
-}
-
 static inline void bump_port(struct mint_port *port, enum mint_port_counter c, uint64_t by)
 {
     bump(&port->ctl->counter[c], by);

@@ -528,18 +528,19 @@ static int wait_bell(struct mint_port *port, struct mint_peer *peer, uint64_t ti
 
 int mint_port_wait_peer(struct mint_port *port, uint32_t index, uint64_t timeout_ns)
 {
+    /* In the pool another sender may have given back what it took ahead, or what it sent to one who is
+     * gone: only receivers ring. */
+    uint64_t most = port->pool ? SILENT_NS : INT64_MAX;
     int events;
 
     if (port->masked)
         unmask_due(port);
     if (!room_is_others(port, port->peers[index]))
         return wait_bell(port, port->peers[index], timeout_ns);
-    if (port->masked && timeout_ns > MASK_NS)
-        timeout_ns = MASK_NS;
-    /* In the pool another sender may have given back what it took ahead, or what it sent to one who is
-     * gone: only receivers ring. */
-    if (timeout_ns > (port->pool ? SILENT_NS : INT64_MAX))
-        timeout_ns = port->pool ? SILENT_NS : INT64_MAX;
+    if (port->masked && most > MASK_NS)
+        most = MASK_NS;
+    if (timeout_ns > most)
+        timeout_ns = most;
     events = kernel_wait(port, (int64_t)timeout_ns);
     return events == -EINTR || (events > 0 && ((uint32_t)events & MINT_EV_CONTROL)) ? -EINTR : 0;
 }

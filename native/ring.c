@@ -37,14 +37,6 @@ static void tx_place(struct mint_ring_tx *r, uint64_t at)
     store_release(&r->own->head, at); /* nobody's load: what was counted is to be stored first */
 }
 
-/* Add to a counter of our slot. */
-static void add(struct mint_ring_tx *r, enum mint_tx_counter c, uint64_t n)
-{
-    mint_a64 *counter = &r->own->tx_counter[c];
-
-    store_relaxed(counter, load_relaxed(counter) + n);
-}
-
 /*
  * What the consumer will never read, for its end is closed or demands another generation, is lost:
  * count it, and go on where the consumer stopped reading. In this order: a process that dies in
@@ -57,7 +49,8 @@ static void tx_settle(struct mint_ring_tx *r)
 
     /* Another consumer's tail, or a lie, says nothing of what was read: then the last one counts.
      * What lies before that was given back already: it is not lost, and not looked at again. */
-    add(r, MINT_TX_DROP_RESET, count_records(r, between ? tail : r->tail, r->head));
+    bump(&r->own->tx_counter[MINT_TX_DROP_RESET],
+         count_records(r, between ? tail : r->tail, r->head));
     tx_place(r, tail);
 }
 
@@ -99,7 +92,7 @@ bool mint_ring_tx_join(struct mint_ring_tx *r)
     if (MINT_END_STATE(end) == MINT_END_CLOSED || MINT_END_GEN(end) == r->gen)
         return false;
     if (r->gen != 0 || r->head != 0) /* the first generation of all is no reset */
-        add(r, MINT_TX_RESETS, 1);
+        bump(&r->own->tx_counter[MINT_TX_RESETS], 1);
     tx_settle(r);
     r->gen = MINT_END_GEN(end);
     /* Pairs with load_acquire in mint_ring_rx_refresh(): the new head is seen before the state. */

@@ -58,8 +58,9 @@ def machine(lab_host: None) -> Iterator[None]:
         yield
 
 
-def pytest_collection_finish() -> None:
-    """What is there now stays; who looks for garbage of a test need not look at it each time."""
+@pytest.fixture(autouse=True, scope="module")
+def older_objects_kept() -> None:
+    """Who looks for garbage of a test, or of each example, need not look at what was there before."""
     gc.collect()
     gc.freeze()
 

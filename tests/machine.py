@@ -146,14 +146,10 @@ class Machine:
     @classmethod
     def now(cls) -> Machine:
         """Look."""
-        ours = descendants()
+        ours = [process for process in descendants() if process.name not in _OTHERS]
         return cls(
-            processes=frozenset(
-                f"{p.pid} {p.start} {p.name}" for p in ours if p.name not in _OTHERS
-            ),
-            namespaces=frozenset(
-                _namespaces([os.getpid(), *(p.pid for p in ours if p.name not in _OTHERS)])
-            ),
+            processes=frozenset(f"{p.pid} {p.start} {p.name}" for p in ours),
+            namespaces=frozenset(_namespaces([os.getpid(), *(p.pid for p in ours)])),
             interfaces=frozenset(name for _, name in socket.if_nameindex()),
             files=frozenset(_files()),
             cgroups=frozenset(_cgroups(ours)),

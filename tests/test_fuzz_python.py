@@ -8,13 +8,11 @@ end, with whatever descriptors. Descriptors that came along are closed in the en
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import math
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,15 +32,6 @@ EXAMPLES = int(os.environ.get("MINT_FUZZ_EXAMPLES", "300"))
 tried = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def older_objects_kept() -> Iterator[None]:
-    """Looking for garbage of each example looks at what came since: at all others it takes long."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 # ------------------------------------------------------------------------------ lab files

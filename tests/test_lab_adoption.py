@@ -30,6 +30,7 @@ from mint_vni.lab.process import Process
 from mint_vni.lab.protocol import encode
 from mint_vni.nodes.files import made_here
 from mint_vni.nodes.proc import process_start_time
+from test_lab_faults import is_back, worker
 
 ANSWERED_S = 4.0  # `mint status` beside an agent that says nothing: it waits for that one second
 
@@ -40,23 +41,14 @@ def lab(machine: None) -> Iterator[Lab]:
         yield lab
 
 
-def worker(lab: Lab, node: str) -> int:
-    return int(labs.port_status(lab, node)["worker"]["pid"])
-
-
 def supervisor(lab: Lab) -> int:
     return int(lab.status()["supervisor"]["pid"])
-
-
-def is_back(lab: Lab, node: str) -> bool:
-    port = labs.port_status(lab, node)
-    return bool(port["state"] == "up" and port["worker"]["restarts"] == 1)
 
 
 def goes_on(lab: Lab) -> None:
     """Traffic, replacements and new ports, all but b's."""
     labs.kill(worker(lab, "a"))
-    wait_for("a's worker", lambda: is_back(lab, "a"), timeout=10)
+    wait_for("a's worker", lambda: is_back(lab, "a", 1), timeout=10)
     ping(lab["a"], labs.address(lab, "c"), count=3)
     with lab.attach("newcomer"):
         ping(lab["a"], labs.address(lab, "c"), count=3)
@@ -93,7 +85,7 @@ def test_a_worker_that_hangs_is_ended(lab: Lab) -> None:
 def test_a_worker_that_nobody_wrote_into_the_state_is_found(lab: Lab) -> None:
     """The journal names it; a supervisor that dies just after it replaced one wrote no more."""
     labs.kill(worker(lab, "a"))
-    wait_for("a's worker", lambda: is_back(lab, "a"))
+    wait_for("a's worker", lambda: is_back(lab, "a", 1))
     pid = worker(lab, "a")
     labs.kill(supervisor(lab))
     assert worker(lab, "a") == pid
@@ -277,7 +269,7 @@ def test_a_guest_and_its_worker_that_die_together_both_come_back(guests: Lab) ->
     pid, other = labs.node_status(guests, "g")["pid"], worker(guests, "g")
     labs.kill(pid)
     labs.kill(other)
-    wait_for("the worker", lambda: is_back(guests, "g"), timeout=10)
+    wait_for("the worker", lambda: is_back(guests, "g", 1), timeout=10)
     kinds.wait_up(guests, "g", since)
     kinds.reaches(guests, "a", "g")
 
@@ -306,7 +298,7 @@ def test_an_agent_that_says_nothing_delays_nobody_for_long(guests: Lab) -> None:
             assert mint("status", guests.name, "--json").returncode == 0
             assert time.monotonic() - start < ANSWERED_S
         labs.kill(worker(guests, "a"))
-        wait_for("a's worker", lambda: is_back(guests, "a"), timeout=10)
+        wait_for("a's worker", lambda: is_back(guests, "a", 1), timeout=10)
         ping(guests["a"], labs.address(guests, "c"), count=3)
     finally:
         os.kill(agent, signal.SIGCONT)
