@@ -26,6 +26,16 @@ QUEUE = 64
 HEADER = 12
 
 
+def cut_memory(fe: VhostFrontend) -> None:
+    """Shrink a guest's memory to nothing below the back end's mapping, and have it look."""
+    kicks = [ring.kick_fd for ring in fe.rings]
+    for ring in fe.rings:
+        ring.detach()
+    fe.memory.truncate(0)
+    for fd in kicks:
+        os.eventfd_write(fd, 1)
+
+
 class Guest:
     """Connected, as long as the back end lets it."""
 
@@ -76,12 +86,7 @@ class Guest:
         while time.monotonic() < end:
             with self.frontend() as fe:
                 fill(fe, self.frame)
-                kicks = [ring.kick_fd for ring in fe.rings]
-                for ring in fe.rings:
-                    ring.detach()
-                fe.memory.truncate(0)
-                for fd in kicks:
-                    os.eventfd_write(fd, 1)
+                cut_memory(fe)
 
     def kicks(self, end: float) -> None:
         """Kicks with nothing behind them."""

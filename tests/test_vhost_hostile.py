@@ -18,7 +18,7 @@ import pytest
 
 import vhost_util
 from fabric_util import asleep, frame, wait_until
-from hostile_guest import scribble
+from hostile_guest import cut_memory, scribble
 from mint_vni.errors import ReceiveTimeout
 from mint_vni.testing import (
     INDIRECT,
@@ -372,12 +372,7 @@ def test_memory_that_is_cut_short(made: Bench, other: VhostFrontend, when: str) 
     with made.g.connect() as fe:
         if when == "traffic":
             talk(made, fe)
-        kicks = [ring.kick_fd for ring in fe.rings]
-        for ring in fe.rings:
-            ring.detach()
-        fe.memory.truncate(0)
-        for fd in kicks:
-            os.eventfd_write(fd, 1)
+        cut_memory(fe)
         made.x.send(frame(made.x, made.g.mac, bytes(100)))
         wait_until(lambda: made.g.counters()["ring_errors"] > before, "the queue is disabled")
         others_talk(made)

@@ -36,6 +36,7 @@ LAYOUTS = {
 }
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 def round_to_page(size: int) -> int:
@@ -63,12 +64,20 @@ def create_region(name: str, size: int, owner: int | None = None) -> int:
         os.fchmod(fd, 0o600)  # a memfd is created 0777: anybody could reopen it for writing
         if owner is not None:
             os.fchown(fd, owner, owner)
-        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def is_region(fd: int, size: int) -> bool:
+    """Whether this is a region of that many bytes, which it has for ever."""
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:  # it is no memory file
+        return False
+    return sealed and os.fstat(fd).st_size == size
 
 
 def reopen(fd: int, *, writable: bool = False) -> int:

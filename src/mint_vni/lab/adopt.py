@@ -27,12 +27,10 @@ replaced.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import select
 import stat
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +38,7 @@ from mint_vni._native import lib
 from mint_vni.errors import FabricError, LabStateError, MintError
 from mint_vni.fabric.config import PortSpec
 from mint_vni.fabric.counters import ControlView
-from mint_vni.fabric.regions import Regions, reopen
+from mint_vni.fabric.regions import Regions, is_region, reopen
 from mint_vni.lab import journal, wire
 from mint_vni.lab.engine import STOP_S, Engine, log
 from mint_vni.lab.member import Member, node_spec, worker_uid
@@ -48,8 +46,6 @@ from mint_vni.lab.plan import NodePlan
 from mint_vni.lab.process import Process
 from mint_vni.nodes import KINDS
 
-_F_GET_SEALS = 1034
-_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _RAW_MARGIN = 8  # messages that a worker may give besides one for each port
 
 
@@ -65,7 +61,7 @@ async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
     """
     entries = journal.read(engine.directory / "journal")
     name = engine.plan.name
-    if not any(e["kind"] == "lab" and e.get("boot") == journal.boot_id() for e in entries):
+    if not journal.is_of_this_boot(entries):
         return LabStateError(
             f"lab {name}: it was up before this machine was started; clear it with: mint gc"
         )
@@ -78,8 +74,9 @@ async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
     engine.adopt_environment(facts["environment"])
     taps: dict[int, int] = {}
     raw: dict[int, tuple[PortSpec, int]] = {}
+    workers = journal.workers(entries)
     for node in engine.plan.nodes:
-        _adopt_port(engine, node, _workers(entries, node.name), taps, raw)
+        _adopt_port(engine, node, workers.get(node.name, []), taps, raw)
     if not engine.members:
         return LabStateError(
             f"lab {name}: none of its workers is left; remove the rest with: mint gc"
@@ -94,13 +91,6 @@ async def adopt(engine: Engine, facts: dict[str, Any]) -> BaseException | None:
     engine.save_at_last()
     log(f"adopted with {len(engine.members)} ports")
     return None
-
-
-def _workers(entries: Iterable[dict[str, Any]], node: str) -> list[Process]:
-    """The workers of a node that run, the newest first."""
-    named = [e for e in entries if e["kind"] == "process" and e.get("what") == f"worker {node}"]
-    found = [Process(int(e["pid"]), int(e["start"])) for e in reversed(named)]
-    return [process for process in found if process.alive()]
 
 
 def _adopt_port(
@@ -241,15 +231,11 @@ def _check_peer(engine: Engine, index: int, peer: int, fds: list[int]) -> None:
 
 def _check_region(fd: int, size: int, owners: set[int]) -> None:
     """Raise a FabricError unless this is a region of that size, for ever, of one of these users."""
-    place = os.fstat(fd)
-    try:
-        seals = fcntl.fcntl(fd, _F_GET_SEALS)
-    except OSError:  # it is no memory file
-        seals = 0
-    if place.st_size != size or seals & _SEALS != _SEALS:
+    if not is_region(fd, size):
         raise FabricError("a region that is none")
-    if place.st_uid not in owners:
-        raise FabricError(f"a region of user {place.st_uid}")
+    owner = os.fstat(fd).st_uid
+    if owner not in owners:
+        raise FabricError(f"a region of user {owner}")
 
 
 def _keep(

@@ -130,16 +130,11 @@ def _claim(directory: Path) -> Iterator[bool]:
 
 def _is_orphaned(name: str, entries: list[dict[str, Any]]) -> bool:
     """Whether a supervisor would find something to adopt: that takes one worker that still runs."""
-    boots = {entry.get("boot") for entry in entries if entry["kind"] == "lab"}
     facts = paths.read_json(paths.lab_dir(name) / "state.json") or {}
     return (
-        journal.boot_id() in boots
+        journal.is_of_this_boot(entries)
         and facts.get("state") == "ready"
-        and any(
-            Process(int(entry["pid"]), int(entry["start"])).alive()
-            for entry in entries
-            if entry["kind"] == "process" and str(entry.get("what")).startswith("worker ")
-        )
+        and bool(journal.workers(entries))
     )
 
 
@@ -163,7 +158,7 @@ def undo_all(entries: list[dict[str, Any]]) -> list[str]:
     lab = next((entry for entry in entries if entry["kind"] == "lab"), None)
     if lab is None:
         return []  # it died before it made anything
-    same_boot = lab.get("boot") == journal.boot_id()
+    same_boot = journal.is_of_this_boot(entries)
     deadline = time.monotonic() + _GIVE_UP_S
     problems = []
     for kind in _ORDER:

@@ -19,6 +19,7 @@ from typing import Any
 from mint_vni.errors import LabStateError, MintError, PlatformError
 from mint_vni.lab import paths, protocol
 from mint_vni.lab.plan import LabPlan
+from mint_vni.nodes.guest.agent_client import connect_in
 from mint_vni.nodes.proc import wait_ended
 
 Progress = Callable[[str], None]
@@ -225,20 +226,15 @@ class Client:
         return sock
 
     def _try_connect(self) -> socket.socket | None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.settimeout(_ANSWER_S)
         try:
-            sock.connect(str(self.directory / "supervisor.sock"))
+            return connect_in(self.directory, "supervisor.sock", socket.SOCK_SEQPACKET, _ANSWER_S)
         except (FileNotFoundError, ConnectionRefusedError):
-            sock.close()
             return None
-        except BlockingIOError:  # at once, where so many wait already that there is no more room
-            sock.close()
+        except TimeoutError:
             raise LabStateError(
                 f"the supervisor of lab {self.name} answers nobody; end its process (pid"
                 f" {_supervisor_pid(self.directory)}), and the next command starts another"
             ) from None
-        return sock
 
     def request(self, op: str, **arguments: Any) -> Any:
         """Send a request; its result.
@@ -293,9 +289,7 @@ def _adopt(directory: Path, name: str) -> None:
         raise LabStateError(f"there is no lab {name}; see: mint status") from None
     try:
         _lock(lock, name)
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with probe, contextlib.suppress(OSError):
-            probe.connect(str(directory / "supervisor.sock"))
+        if is_served(name):
             return  # somebody else was faster
         with _supervisor("adopt", directory) as sock:
             _follow(sock, None, directory)

@@ -54,6 +54,7 @@ from mint_vni.lab.plan import LabPlan, NodePlan
 from mint_vni.lab.process import Process
 from mint_vni.lab.worker import TELL_S, Worker
 from mint_vni.nodes import KINDS, NodeContext, SshMaterial
+from mint_vni.nodes.memlog import quote
 
 T = TypeVar("T")
 
@@ -71,7 +72,6 @@ _LOG_BYTES = 256 * 1024  # of a worker's log, from its end
 # What decides where programs and kernels are found; whoever starts a supervisor may have others.
 _ENVIRONMENT = ("HOME", "MINT_CACHE_DIR", "PATH", "SUDO_UID", "XDG_CACHE_HOME")
 _OWN_LOG_BYTES = 4 << 20  # of the supervisor's log, before half of it goes
-_QUOTED = 200  # characters of a line that somebody else has said
 _logging = threading.Lock()
 
 
@@ -677,7 +677,7 @@ def _await_ready(member: Member) -> None:
 def _last_words(node: Any) -> str:
     """The end of what a node said, for a line of the log."""
     lines = [line.strip() for line in node.logs()["node"].splitlines() if line.strip()]
-    return " | ".join(line[:_QUOTED] for line in lines[-3:]) or "it said nothing"
+    return quote(lines[-3:]) or "it said nothing"
 
 
 def _node(member: Member) -> Any:

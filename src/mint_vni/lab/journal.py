@@ -21,13 +21,33 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from mint_vni.lab.process import Process
 
 
 def boot_id() -> str:
     """This boot's random id: pids recorded in another one mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_of_this_boot(entries: Iterable[dict[str, Any]]) -> bool:
+    """Whether the pids of a journal mean the processes that it was written about."""
+    return any(e["kind"] == "lab" and e.get("boot") == boot_id() for e in entries)
+
+
+def workers(entries: Iterable[dict[str, Any]]) -> dict[str, list[Process]]:
+    """The workers that still run, by node, the newest first."""
+    found: dict[str, list[Process]] = {}
+    for entry in entries:
+        what, _, node = str(entry.get("what")).partition(" ")
+        if entry["kind"] == "process" and what == "worker":
+            process = Process(int(entry["pid"]), int(entry["start"]))
+            if process.alive():
+                found.setdefault(node, []).insert(0, process)
+    return found
 
 
 class Journal:

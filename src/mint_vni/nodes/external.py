@@ -26,7 +26,7 @@ from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.cgroup import NodeCgroup
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, VHOST_SOCKET, AgentClient
 from mint_vni.nodes.guest.launch import Running
-from mint_vni.nodes.memlog import make_log, open_log, read_log
+from mint_vni.nodes.memlog import make_log, open_log, quote, read_log
 
 if TYPE_CHECKING:
     from mint_vni.lab.plan import NodePlan
@@ -35,7 +35,6 @@ __all__ = ["ExternalNode"]
 
 _UNDO_SECONDS: Final = 10.0
 _AGENT_STDERR: Final = 2
-_QUOTED: Final = 200  # characters of a line of its agent's
 
 
 class ExternalNode(Node):
@@ -243,7 +242,7 @@ class ExternalNode(Node):
         self._state = "stopped"
 
     def _error(self, problem: str, said: str = "") -> NodeError:
-        tail = " | ".join(line[:_QUOTED] for line in said.strip().splitlines()[-5:])
+        tail = quote(said.strip().splitlines()[-5:])
         return NodeError(f"node {self.plan.name} {problem}" + (f" [{tail}]" if tail else ""))
 
     # ------------------------------------------------------------------ commands

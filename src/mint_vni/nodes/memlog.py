@@ -12,27 +12,43 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["LOG_BYTES", "make_log", "open_log", "read_log"]
+__all__ = ["LOG_BYTES", "QUOTED", "make_log", "open_log", "quote", "read_log"]
 
 LOG_BYTES: Final = 256 * 1024
+#: Characters of a line that is quoted.
+QUOTED: Final = 200
 
 
-def make_log(name: str) -> int:
+def make_log(name: str, size: int = LOG_BYTES) -> int:
     """Make a log, for processes that share its descriptor to write to.
 
     Args:
         name: Shown in ``/proc/PID/fd``; need not be unique.
+        size: Bytes, for good.
 
     Returns:
         A close-on-exec descriptor.
+
+    Raises:
+        OSError: Out of memory or descriptors.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, LOG_BYTES)
-    seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    try:
+        os.ftruncate(fd, size)
+        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
+
+
+def quote(lines: Iterable[str]) -> str:
+    """Lines that somebody else has said, for one line of a message: each cut at `QUOTED`."""
+    return " | ".join(line[:QUOTED] for line in lines)
 
 
 def open_log(pid: int, fd: int) -> int | None:

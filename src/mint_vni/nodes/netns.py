@@ -47,7 +47,7 @@ from mint_vni.nodes import enter
 from mint_vni.nodes.base import Device, Facts, Node, NodeContext
 from mint_vni.nodes.cgroup import NodeCgroup
 from mint_vni.nodes.etc import etc_files
-from mint_vni.nodes.memlog import make_log, open_log, read_log
+from mint_vni.nodes.memlog import make_log, open_log, quote, read_log
 from mint_vni.nodes.proc import (
     in_netns,
     kill_process,
@@ -391,7 +391,7 @@ class NetnsNode(Node):
     def _error(self, problem: str, said: str | None = None) -> NodeError:
         """Make an error that names the node and quotes the end of what was said."""
         said = self.logs()["node"] if said is None else said
-        tail = " | ".join(said.strip().splitlines()[-5:])
+        tail = quote(said.strip().splitlines()[-5:])
         return NodeError(f"node {self.plan.name} {problem}" + (f" [{tail}]" if tail else ""))
 
     # ------------------------------------------------------------------ commands

@@ -9,7 +9,6 @@ one directory of the host that the guest's process can see and that is not the h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mint_vni.errors import NodeError
 from mint_vni.nodes.base import Device
 from mint_vni.nodes.guest.launch import Running
+from mint_vni.nodes.memlog import make_log
 from mint_vni.nodes.proc import kill_process, process_start_time
 from mint_vni.nodes.programs import find_program
 
@@ -241,11 +241,11 @@ class AgentClient:
         Raises:
             NodeError: As for `request`.
         """
-        fd = os.memfd_create(f"mint-{self.name}-logs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(fd, _LOGS_BYTES)
-            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            fd = make_log(f"mint-{self.name}-logs", _LOGS_BYTES)
+        except OSError as error:
+            raise NodeError(f"node {self.name}: its logs: {error.strerror}") from error
+        try:
             size = self.request("log", [fd]).get("bytes")
             if not isinstance(size, int) or not 0 <= size <= _LOGS_BYTES:
                 size = 0

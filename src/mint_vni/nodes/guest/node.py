@@ -45,7 +45,7 @@ from mint_vni.nodes.cgroup import NodeCgroup
 from mint_vni.nodes.guest import argv
 from mint_vni.nodes.guest.agent_client import IO_DIRECTORY, AgentClient
 from mint_vni.nodes.guest.launch import Confinement, Running, launch
-from mint_vni.nodes.memlog import make_log, open_log, read_log
+from mint_vni.nodes.memlog import QUOTED, make_log, open_log, read_log
 from mint_vni.nodes.proc import open_process, wait_ended
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ _POWER_OFF_SECONDS: Final = 3.0
 _ASK_AGAIN_SECONDS: Final = 0.05
 _AGENT_STDERR: Final = 2
 _QUOTED_LINES: Final = 8
-_QUOTED_CHARACTERS: Final = 200
 _PANIC: Final = "Kernel panic"
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\S\n ]|[\x00-\x08\x0e-\x1f]")
 
@@ -520,7 +519,7 @@ def _telling(lines: list[str]) -> list[str]:
     """The lines that say most of why it ended: the last, or those from its last panic on; cut."""
     panics = [number for number, line in enumerate(lines) if _PANIC in line]
     start = panics[-1] if panics else len(lines) - _QUOTED_LINES
-    return [line[:_QUOTED_CHARACTERS] for line in lines[max(0, start) :][:_QUOTED_LINES]]
+    return [line[:QUOTED] for line in lines[max(0, start) :][:_QUOTED_LINES]]
 
 
 def _reopen(pid: int, fd: int) -> int:
