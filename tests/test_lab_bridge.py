@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -83,6 +84,9 @@ def test_streams_cross_a_bridge_whole(lab: Lab) -> None:
 
 def test_unknown_macs_are_asked_for_behind_the_bridge_only(lab: Lab) -> None:
     a = labs.node_status(lab, "a")["mac"].replace(":", "")
+    # Its stack reports to all what it listens to in the first two seconds, and asks them for routers.
+    lab["a"].run(["sysctl", "-qw", "net.ipv6.conf.vni0.router_solicitations=0"])
+    labs.wait_for("a is quiet", lambda: _is_quiet(lab))
     with Traffic(lab) as traffic:
         with inside(lab["a"], "raw-send", "vni0", f"0200deadbeef{a}88b5{'00' * 46}") as sender:
             sender.result("sent")
@@ -90,6 +94,13 @@ def test_unknown_macs_are_asked_for_behind_the_bridge_only(lab: Lab) -> None:
     assert traffic.moved.frames("a", "c") >= 1
     assert traffic.moved.frames("a", "b") == 0
     assert not traffic.moved.drops()
+
+
+def _is_quiet(lab: Lab) -> bool:
+    """Whether a sends nothing for more than a second."""
+    before = labs.port_status(lab, "a")["counters"]["in_frames"]
+    time.sleep(1.2)
+    return bool(labs.port_status(lab, "a")["counters"]["in_frames"] == before)
 
 
 def _frames_to_c(lab: Lab) -> int:
